@@ -1,0 +1,1 @@
+"""What users touch: jobs, results, configuration, the command line."""

@@ -1,0 +1,1 @@
+"""The pipeline: decode, detect, mesh and track processes, their pipes, frames and backends."""

@@ -1,0 +1,1 @@
+"""Start, watch and restart worker processes; knows processes only, not what they work on."""
