@@ -1,4 +1,4 @@
-"""Settings of the pipeline, as plain frozen dataclasses. The daemon's configuration builds and validates them.
+"""Settings of the pipeline, as plain frozen dataclasses. The configuration layer builds and validates them.
 
 Every field is one key of the configuration file; its comment is what ``poseward config show`` explains.
 """
@@ -57,7 +57,7 @@ class PipelineSettings:
     """Frames in flight: slots of the shared-memory ring."""
     max_pixels: int = 3840 * 2160
     """Largest frame in pixels; a slot holds this many at 3 bytes each, or fewer if ring_mb is smaller."""
-    ring_mb: int = 512
+    ring_mb: int = 320
     """Upper limit of the shared-memory ring in MB; fewer slots are used for large frames."""
     pipe_depth: int = 2
     """High-water mark of each pipe in messages."""

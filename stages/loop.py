@@ -1,0 +1,92 @@
+"""What every stage's main loop shares: control messages, the epoch, and sending under back-pressure.
+
+A stage must never block in a socket: while its pipe is full it still has to hear of a new epoch or a stop.
+So everything it has to send waits in an outbox, and one poll covers the control link and both pipes.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import zmq
+
+from stages.pipes import Receiver, Sender
+from supervisor.child import Link
+
+Control = Callable[[str, dict[str, Any]], None]
+
+IDLE_POLL = 1.0
+"""Seconds an idle stage sleeps at most: sockets wake it, this only bounds what a missed wake-up costs."""
+
+
+class StageLoop:
+    """The sockets of one stage and its epoch.
+
+    Args:
+        link: the control link.
+        receiver: the pipe in, or None (decode).
+        sender: the pipe out, or None (track).
+        on_control: gets every control message but ``epoch`` and ``stop``.
+        on_epoch: called after the epoch has risen; messages of older epochs are gone by then.
+    """
+
+    def __init__(
+        self,
+        link: Link,
+        receiver: Receiver | None,
+        sender: Sender | None,
+        on_control: Control,
+        on_epoch: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.link = link
+        self.epoch = 0
+        self._receiver = receiver
+        self._sender = sender
+        self._on_control = on_control
+        self._on_epoch = on_epoch
+        self._outbox: deque[bytes] = deque()
+
+    @property
+    def full(self) -> bool:
+        """Something still waits to be sent: take no new work before it is gone."""
+        return bool(self._outbox)
+
+    def control(self) -> None:
+        """Handle every control message that has arrived, without waiting."""
+        while (message := self.link.receive(0)) is not None:
+            kind, payload = message
+            if kind == "epoch":
+                self.raise_epoch(int(payload["epoch"]))
+            elif kind != "stop":
+                self._on_control(kind, payload)
+
+    def raise_epoch(self, epoch: int) -> None:
+        """Adopt a newer epoch. A pipe may be faster than the control link, so messages raise it too."""
+        if epoch <= self.epoch:
+            return
+        self.epoch = epoch
+        self._outbox.clear()
+        self._on_epoch()
+
+    def send(self, data: bytes) -> None:
+        self._outbox.append(data)
+
+    def flush(self) -> bool:
+        """Send what the pipe takes; True when nothing is left."""
+        while self._outbox and self._sender is not None:
+            if not self._sender.send(self._outbox[0]):
+                return False
+            self._outbox.popleft()
+        return True
+
+    def wait(self, *, for_input: bool, timeout: float = IDLE_POLL) -> None:
+        """Sleep until a control message, input (if wanted) or room in the full pipe out."""
+        poller = zmq.Poller()
+        poller.register(self.link.socket, zmq.POLLIN)
+        if for_input and self._receiver is not None:
+            poller.register(self._receiver.socket, zmq.POLLIN)
+        if self._outbox and self._sender is not None:
+            poller.register(self._sender.socket, zmq.POLLOUT)
+        poller.poll(timeout * 1000)

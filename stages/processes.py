@@ -1,0 +1,110 @@
+"""From settings to the processes that the supervisor runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from stages.protocols import Backend
+from stages.ring import Ring
+from stages.settings import STAGES, PipelineSettings
+from stages.start import StageConfig
+from supervisor.spec import MemoryLimits, ProcessSpec
+
+ENTRIES = {
+    "decode": "stages.decode:main",
+    "detect": "stages.worker:main",
+    "mesh": "stages.worker:main",
+    "track": "stages.track:main",
+}
+PRELOAD = {
+    "decode": ("stages.decode", "cv2", "av"),
+    "detect": ("stages.worker",),
+    "mesh": ("stages.worker",),
+    "track": ("stages.track",),
+}
+MEGABYTE = 1 << 20
+HOUSE = str(Path(__file__).resolve().parent.parent)
+
+
+def replicas(settings: PipelineSettings, stage: str) -> int:
+    """Decode reads a file in order and track is a fold: of these there is always one."""
+    return settings.stage(stage).replicas if stage in ("detect", "mesh") else 1
+
+
+def process_names(settings: PipelineSettings, stage: str) -> list[str]:
+    """``["mesh"]``, or ``["mesh.0", "mesh.1"]`` with two replicas."""
+    count = replicas(settings, stage)
+    return [stage] if count == 1 else [f"{stage}.{index}" for index in range(count)]
+
+
+def stage_of(process: str) -> str:
+    """The stage that a process name belongs to."""
+    return process.split(".")[0]
+
+
+def slot_bytes(settings: PipelineSettings) -> int:
+    """Bytes of one ring slot: the largest allowed frame, or the ring's share if that is smaller."""
+    return min(settings.max_pixels * 3, settings.ring_mb * MEGABYTE // settings.slots)
+
+
+def build_specs(settings: PipelineSettings, backend: Backend, ring: Ring, runtime: Path) -> list[ProcessSpec]:
+    """One spec for each stage process, last stage first: every pipe's receiver binds before it is fed."""
+    pipes = {
+        stage: [str(runtime / f"{name}.pipe") for name in process_names(settings, stage)]
+        for stage in STAGES
+        if stage != "decode"
+    }
+    specs = []
+    for number, stage in reversed(list(enumerate(STAGES))):
+        own = settings.stage(stage)
+        feeds = pipes[STAGES[number + 1]] if stage != STAGES[-1] else []
+        for index, name in enumerate(process_names(settings, stage)):
+            config = StageConfig(
+                stage=stage,
+                ring_fd=ring.fd,
+                listens=pipes[stage][index] if stage in pipes else None,
+                feeds=tuple(feeds),
+                depth=settings.pipe_depth,
+                backend=settings.backend,
+                options={"device": own.device, **settings.options},
+                batch=own.batch,
+                vertices=settings.vertices,
+                max_pixels=ring.slot_bytes // 3,
+                snapshot_every=settings.snapshot_every,
+                threads=own.threads,
+                faults=tuple(settings.faults),
+                fault_state=str(runtime) if settings.faults else None,
+            )
+            specs.append(
+                ProcessSpec(
+                    name=name,
+                    entry=ENTRIES[stage],
+                    config=config.to_map(),
+                    python=own.python,
+                    preload=(*PRELOAD[stage], *backend.preload.get(stage, ())) if own.preload else (),
+                    env={
+                        # One library must not take the cores of all stages (numpy and OpenCV default to all).
+                        "OPENBLAS_NUM_THREADS": str(own.threads),
+                        "OMP_NUM_THREADS": str(own.threads),
+                        **own.env,
+                    },
+                    nice=own.nice,
+                    fds=(ring.fd,),
+                    code_roots=(HOUSE,),
+                    deadlines=settings.deadlines,
+                    restart=settings.restart,
+                    memory=MemoryLimits(
+                        soft_rss=own.soft_memory_mb * MEGABYTE or None,
+                        address_space=own.address_space_mb * MEGABYTE or None,
+                        device=_device_index(own.device),
+                        device_need=own.device_need_mb * MEGABYTE,
+                    ),
+                )
+            )
+    return specs
+
+
+def _device_index(device: str) -> int | None:
+    if not device.startswith("cuda"):
+        return None
+    return int(device.partition(":")[2] or 0)

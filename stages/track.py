@@ -1,0 +1,290 @@
+"""The track stage: messages in, in order, into the journal and the results; nothing behind it.
+
+A frame is committed when its mesh output is in the job's journal. Everything after that, the tracker and the
+results file, is a deterministic fold over the journal, so that this process can die at any moment: its
+successor restores the last snapshot, cuts the results file back to the length it had then, and folds the
+journal's tail again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from stages.journal import Journal, JournalError
+from stages.loop import StageLoop
+from stages.protocols import Backend, Tracker, find_backend
+from stages.records import Failure, FrameRecord, People
+from stages.recovery import WHOLE_JOB
+from stages.results import ResultWriter
+from stages.start import StageConfig
+from stages.wire import (
+    EndMessage,
+    FrameMessage,
+    WireError,
+    decode_people,
+    encode_people,
+    pack_value,
+    unpack,
+    unpack_value,
+)
+from supervisor.child import Link
+
+RESULTS_NAME = "frames.msgpack"
+"""Name of the growing results file in a job's work folder."""
+
+Message = FrameMessage | EndMessage
+
+
+def main(link: Link, values: Mapping[str, Any]) -> None:
+    """Entry of the track process."""
+    config = StageConfig.from_map(values)
+    link.phase("loading", config.backend)
+    backend = find_backend(config.backend)
+    stage = Track(link, config, backend)
+    link.ready(backend=config.backend)
+    stage.run()
+
+
+@dataclass
+class Tally:
+    """What the fold has counted so far; part of every snapshot."""
+
+    people: int = 0
+    ids: set[int] = field(default_factory=set)
+    failures: dict[int, Failure] = field(default_factory=dict)
+
+
+Doing = Callable[[int], AbstractContextManager[object]]
+"""Writes into the flight recorder that this frame is being folded."""
+
+
+class Fold:
+    """One job's journal, tracker and results file.
+
+    ``skipped`` maps frames on which the tracker itself has kept dying to the reason; folded as failed.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        backend: Backend,
+        config: StageConfig,
+        info: Mapping[str, Any],
+        skipped: dict[int, str],
+        doing: Doing,
+    ) -> None:
+        width, height, fps = int(info["width"]), int(info["height"]), float(info["fps"])
+        options = config.options
+        self._every = config.snapshot_every
+        self._skipped = skipped
+        self._doing = doing
+        self._tally = Tally()
+        self.journal = Journal.open(folder)
+        self._tracker: Tracker = backend.tracker(options, width, height, fps)
+        results = folder / RESULTS_NAME
+        snapshot = self.journal.latest_snapshot()
+        start = 0
+        if snapshot is None:
+            self._writer = ResultWriter.create(results, backend.header(options, width, height, fps))
+            # A snapshot before the first frame: from now on there is one way of restoring only.
+            self._snapshot(0)
+        else:
+            start, state = snapshot
+            self._writer = ResultWriter.resume(results, self._restore(state))
+        for frame, payload in self.journal.read(start):
+            with doing(frame):
+                self._fold(frame, payload)
+
+    @property
+    def next_frame(self) -> int:
+        return self.journal.next_frame
+
+    def commit(self, message: FrameMessage) -> None:
+        """Journal one frame, which makes it safe, then fold it."""
+        failed = message.failed
+        payload = pack_value(
+            {
+                "time": message.time,
+                "people": None if message.people is None else encode_people(message.people),
+                "failed": None if failed is None else [failed.stage, failed.reason],
+            }
+        )
+        with self._doing(message.frame):
+            self.journal.append(message.frame, payload)
+            self._fold(message.frame, payload)
+        if self.next_frame % self._every == 0:
+            self._snapshot(self.next_frame)
+
+    @property
+    def failed(self) -> int:
+        return len(self._tally.failures)
+
+    def finish(self) -> Tally:
+        """Write what the tracker still held back, and close the results file."""
+        self._write(self._tracker.finish())
+        self.close()
+        return self._tally
+
+    def close(self) -> None:
+        self._writer.close()
+        self.journal.close()
+
+    def _fold(self, frame: int, payload: bytes) -> None:
+        # Always through the bytes, never from the live message: a replayed fold must see the very same input.
+        value = unpack_value(payload)
+        if value["failed"] is not None:
+            stage, reason = value["failed"]
+            self._tally.failures[frame] = Failure(stage, reason)
+        people = People.empty() if value["people"] is None else decode_people(value["people"])
+        if frame in self._skipped:
+            self._tally.failures[frame] = Failure("track", self._skipped[frame])
+            people = People.empty()
+        self._write(self._tracker.update(frame, float(value["time"]), people))
+
+    def _write(self, records: list[FrameRecord]) -> None:
+        for record in records:
+            record.failed = self._tally.failures.get(record.frame, record.failed)
+            self._tally.people += len(record.tracks)
+            self._tally.ids.update(track.id for track in record.tracks)
+            self._writer.append(record)
+
+    def _snapshot(self, frame: int) -> None:
+        state = {
+            "tracker": self._tracker.snapshot(),
+            "offset": self._writer.offset,
+            "people": self._tally.people,
+            "ids": sorted(self._tally.ids),
+            "failures": [[n, f.stage, f.reason] for n, f in self._tally.failures.items()],
+        }
+        self.journal.snapshot(frame, pack_value(state))
+
+    def _restore(self, data: bytes) -> int:
+        state = unpack_value(data)
+        self._tracker.restore(bytes(state["tracker"]))
+        failures = {int(n): Failure(stage, reason) for n, stage, reason in state["failures"]}
+        self._tally = Tally(int(state["people"]), set(state["ids"]), failures)
+        return int(state["offset"])
+
+
+class Track:
+    """The loop of the track process: puts frames in order, drops what it has already, commits."""
+
+    def __init__(self, link: Link, config: StageConfig, backend: Backend) -> None:
+        self._link = link
+        self._config = config
+        self._backend = backend
+        self._faults = config.fault_plan()
+        receiver = config.receiver(link.context)
+        if receiver is None:
+            raise ValueError("track has no pipe to receive from")
+        self._receiver = receiver
+        self._loop = StageLoop(link, receiver, None, self._control, self._new_epoch)
+        self._folds: dict[int, Fold] = {}
+        self._waiting: dict[int, dict[int, Message]] = {}
+        self._skipped: dict[int, dict[int, str]] = {}
+
+    def run(self) -> None:
+        loop = self._loop
+        while not self._link.stopping:
+            loop.control()
+            data = self._receiver.receive()
+            if data is None:
+                loop.wait(for_input=True)
+                continue
+            self._take(data)
+        for fold in self._folds.values():
+            fold.close()
+
+    def _control(self, kind: str, payload: dict[str, Any]) -> None:
+        job = int(payload["job"])
+        if kind == "job":
+            self._open(job, Path(payload["folder"]), payload["info"])
+        elif kind == "skip":
+            self._skipped.setdefault(job, {})[int(payload["frame"])] = str(payload["reason"])
+        elif kind == "drop":
+            self._close(job)
+
+    def _new_epoch(self) -> None:
+        for waiting in self._waiting.values():
+            waiting.clear()
+
+    def _open(self, job: int, folder: Path, info: Mapping[str, Any]) -> None:
+        if job in self._folds:
+            return
+
+        def doing(frame: int) -> AbstractContextManager[object]:
+            return self._link.working({"stage": "track", "work": [[job, frame]], "batch": 1})
+
+        skipped = self._skipped.setdefault(job, {})
+        try:
+            fold = Fold(folder, self._backend, self._config, info, skipped, doing)
+        except (JournalError, OSError) as error:
+            self._link.send("unwritable", {"job": job, "error": "journal", "message": str(error)})
+            return
+        self._folds[job] = fold
+        self._waiting[job] = {}
+        self._link.send("resumed", {"job": job, "next": fold.next_frame})
+
+    def _close(self, job: int) -> None:
+        fold = self._folds.pop(job, None)
+        if fold is not None:
+            fold.close()
+        self._waiting.pop(job, None)
+        self._skipped.pop(job, None)
+
+    def _take(self, data: bytes) -> None:
+        try:
+            message = unpack(data)
+        except WireError as error:
+            self._link.send("corrupt", {"reason": str(error)})
+            return
+        self._loop.raise_epoch(message.epoch)
+        fold = self._folds.get(message.job)
+        if message.epoch < self._loop.epoch or fold is None:
+            return
+        waiting = self._waiting[message.job]
+        # The end stands where the frame after the last one would stand.
+        waiting[message.frames if isinstance(message, EndMessage) else message.frame] = message
+        while (ready := waiting.pop(fold.next_frame, None)) is not None:
+            try:
+                if isinstance(ready, EndMessage):
+                    self._finish(ready, fold)
+                    return
+                self._commit(ready, fold)
+            except (JournalError, OSError) as error:
+                self._link.send("unwritable", {"job": message.job, "error": "journal", "message": str(error)})
+                self._close(message.job)
+                return
+        for frame in [frame for frame in waiting if frame < fold.next_frame]:
+            del waiting[frame]
+
+    def _commit(self, message: FrameMessage, fold: Fold) -> None:
+        started = time.perf_counter()
+        if message.frame not in self._skipped[message.job]:
+            with self._link.working({"stage": "track", "work": [[message.job, message.frame]], "batch": 1}):
+                self._faults.before([message.frame])
+        fold.commit(message)
+        self._link.send(
+            "committed",
+            {"job": message.job, "next": fold.next_frame, "seconds": time.perf_counter() - started,
+             "failed": fold.failed},
+        )  # fmt: skip
+
+    def _finish(self, message: EndMessage, fold: Fold) -> None:
+        with self._link.working({"stage": "track", "work": [[message.job, WHOLE_JOB]]}):
+            tally = fold.finish()
+        del self._folds[message.job]
+        del self._waiting[message.job]
+        self._link.send(
+            "finished",
+            {
+                "job": message.job, "frames": message.frames, "truncated": message.truncated,
+                "people": tally.people, "tracks": len(tally.ids),
+                "failures": [[n, f.stage, f.reason] for n, f in sorted(tally.failures.items())],
+            },
+        )  # fmt: skip
