@@ -94,7 +94,8 @@ def test_chaos_leaves_the_results_byte_identical(clip: Path, undisturbed: bytes,
     "fault",
     [
         "detect:raise@11", "mesh:raise@0", "decode:raise@20", "track:raise@20", "mesh:kill@13",
-        "decode:segv@9", "detect:hang@17", "mesh:oom@21", "mesh:corrupt@22", "detect:corrupt@5", "track:kill@59",
+        "decode:segv@9", "detect:hang@17", "mesh:oom@21", "mesh:corrupt@22", "detect:corrupt@5",
+        "track:kill@59",
     ],
 )  # fmt: skip
 def test_a_fault_that_fires_once_changes_nothing(
