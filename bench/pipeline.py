@@ -33,6 +33,10 @@ from stages.source import open_source
 from stages.wire import FrameMessage, pack, unpack
 
 
+Sample = tuple[Any, Detections, People]
+"""A frame's image and what detect and mesh made of it."""
+
+
 def _silent(detail: str, fraction: float | None = None) -> None:
     """Loading is not what is measured here."""
 
@@ -82,9 +86,7 @@ def pipeline_once(pipeline: Pipeline, events: list[JobEvent], video: Path, folde
                 break
 
 
-def _messages(
-    video: Path, settings: PipelineSettings, count: int
-) -> Iterator[tuple[Any, Detections, People]]:
+def _samples(video: Path, settings: PipelineSettings, count: int) -> Iterator[Sample]:
     backend = find_backend(settings.backend)
     options: dict[str, Any] = {"device": "cpu", "threads": 1, **settings.options}
     detector, regressor = backend.detector(options, _silent), backend.mesh(options, _silent)
@@ -98,10 +100,10 @@ def _messages(
 
 
 def transport_seconds(video: Path, settings: PipelineSettings) -> float:
-    """Median seconds that one frame spends in ring and messages: written, packed and unpacked thrice, viewed."""
+    """Median seconds that one frame spends in the ring and as three messages, packed and unpacked."""
     ring = Ring.create(2, settings.max_pixels * 3)
     times = []
-    for number, (image, detections, people) in enumerate(_messages(video, settings, 30)):
+    for number, (image, detections, people) in enumerate(_samples(video, settings, 30)):
         started = time.perf_counter()
         generation = ring.write(0, 1, number, 0.0, image)
         height, width = image.shape[:2]

@@ -2,8 +2,8 @@
 
     python -m bench.recovery VIDEO [--kills 15] [--backend blazepose]
 
-In one run, with preloading (fork servers) and without: median and 99th percentile in milliseconds, and how many
-frames were done again for each crash (never more than were in flight).
+In one run, with preloading (fork servers) and without: median and 99th percentile in milliseconds, and how
+many frames are done again for each crash (never more than are in flight).
 """
 
 from __future__ import annotations
