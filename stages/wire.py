@@ -1,10 +1,10 @@
 """What travels in the pipes and the journal: versioned msgpack maps, arrays as dtype, shape and raw bytes.
 
-An array is the map ``{"dtype": "<f4", "shape": [2, 3], "data": b"…"}``, always little-endian and C-contiguous.
-It is decoded without copying its data, so decoded arrays are read-only.
+An array is the map ``{"dtype": "<f4", "shape": [2, 3], "data": b"…"}``, always little-endian and
+C-contiguous. It is decoded without copying its data, so decoded arrays are read-only.
 
-Whatever is wrong with received bytes is a `WireError`: nothing is trusted that was not checked, and no memory is
-reserved on the word of a message.
+Whatever is wrong with received bytes is a `WireError`: nothing is trusted that was not checked, and no memory
+is reserved on the word of a message.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-import msgpack
+import msgpack  # type: ignore[import-untyped]
 import numpy as np
 
 from stages.records import F32, Detections, Failure, People
@@ -82,7 +82,6 @@ def unpack_value(data: bytes) -> Any:
 
 def _plain(value: Any) -> Any:
     if value is None or isinstance(value, bool | int | float | str | bytes):
-        # float() and str() below would be wrong for numpy's subclasses only in their type, not their value.
         return value
     if isinstance(value, np.ndarray):
         return _array_map(value)
@@ -254,7 +253,7 @@ class FrameMessage:
 
 @dataclass
 class EndMessage:
-    """Follows a job's last frame: ``frames`` is how many there are; ``truncated`` says why there are not more."""
+    """Follows a job's last frame: ``frames`` is how many there are, ``truncated`` why not more."""
 
     epoch: int
     job: int
