@@ -32,7 +32,6 @@ from stages.settings import PipelineSettings
 from stages.source import open_source
 from stages.wire import FrameMessage, pack, unpack
 
-
 Sample = tuple[Any, Detections, People]
 """A frame's image and what detect and mesh made of it."""
 
@@ -145,9 +144,7 @@ def main() -> int:
     for column in ("round", "one loop, frames/s", "four processes, frames/s", "ratio"):
         table.add_column(column, justify="right")
     for number, (frames, alone, together) in enumerate(rounds):
-        table.add_row(
-            str(number), f"{frames / alone:.1f}", f"{frames / together:.1f}", f"{alone / together:.2f}"
-        )
+        table.add_row(str(number), f"{frames / alone:.1f}", f"{frames / together:.1f}", f"{alone / together:.2f}")
     ratio = statistics.median(alone / together for _, alone, together in rounds)
     share = transport / statistics.median(alone / frames for frames, alone, _ in rounds)
     console = Console()

@@ -89,4 +89,4 @@ class StageLoop:
             poller.register(self._receiver.socket, zmq.POLLIN)
         if self._outbox and self._sender is not None:
             poller.register(self._sender.socket, zmq.POLLOUT)
-        poller.poll(timeout * 1000)
+        poller.poll(int(timeout * 1000))

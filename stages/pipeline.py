@@ -160,9 +160,7 @@ class Pipeline:
     def _track(self, active: Active) -> None:
         if active.info is not None and "track" in self._ready:
             self._tell_suspects(active, "track")
-            self._send(
-                "track", "job", {"job": active.number, "folder": active.job.folder, "info": active.info}
-            )
+            self._send("track", "job", {"job": active.number, "folder": active.job.folder, "info": active.info})
 
     def _go(self, active: Active) -> None:
         if active.opened and active.tracked:
@@ -263,9 +261,7 @@ class Pipeline:
             if (active := self._active.get(job)) is None:
                 continue
             if frame == WHOLE_JOB:
-                self._fail(
-                    active, f"{stage}-crashed", f"the {stage} stage keeps dying on it: {report.reason}"
-                )
+                self._fail(active, f"{stage}-crashed", f"the {stage} stage keeps dying on it: {report.reason}")
                 continue
             active.skipped.setdefault(stage, {})[frame] = f"{report.kind.value}: {report.reason}"
             self._skips_since_open[stage] = self._skips_since_open.get(stage, 0) + 1

@@ -234,7 +234,7 @@ def _check_available(slots: int, slot_bytes: int, total: int) -> None:
 def _available_bytes() -> int | None:
     # psutil's `available` is MemAvailable; a container's own limit, if smaller, is the one that kills.
     bounds = []
-    with contextlib.suppress(OSError, ValueError, StopIteration), open("/proc/meminfo") as lines:  # noqa: PTH123
+    with contextlib.suppress(OSError, ValueError, StopIteration), open("/proc/meminfo") as lines:
         line = next(line for line in lines if line.startswith("MemAvailable:"))
         bounds.append(int(line.split()[1]) * 1024)
     with contextlib.suppress(OSError, ValueError):
@@ -244,7 +244,7 @@ def _available_bytes() -> int | None:
 
 
 def _number_in(path: str) -> int:
-    with open(path) as file:  # noqa: PTH123
+    with open(path) as file:
         return int(file.read())
 
 

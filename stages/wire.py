@@ -203,9 +203,7 @@ def _decode(values: Any, shapes: Mapping[str, tuple[int, ...]], what: str) -> di
     for name, shape in shapes.items():
         array = values.get(name)
         if not isinstance(array, np.ndarray) or array.dtype != np.float32 or array.ndim != len(shape) + 1:
-            raise WireError(
-                f"{what}.{name} must be a float32 array of shape (N, {', '.join(map(str, shape))})"
-            )
+            raise WireError(f"{what}.{name} must be a float32 array of shape (N, {', '.join(map(str, shape))})")
         count = len(array) if count is None else count
         if array.shape != (count, *shape):
             raise WireError(f"{what}.{name} has shape {array.shape}, not {(count, *shape)}")

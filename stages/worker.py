@@ -83,9 +83,7 @@ class Worker:
     the stage is worked on alone, and one that is to be skipped passes through marked as failed.
     """
 
-    def __init__(
-        self, link: Link, config: StageConfig, receiver: Receiver, ring: Ring, process: Process
-    ) -> None:
+    def __init__(self, link: Link, config: StageConfig, receiver: Receiver, ring: Ring, process: Process) -> None:
         self._link = link
         self._stage = config.stage
         self._receiver = receiver
@@ -189,9 +187,7 @@ class Worker:
         except Exception as error:
             if not is_out_of_memory(error) or self._batch.out_of_memory():
                 raise
-            self._link.send(
-                "shrunk", {"batch": self._batch.size, "reason": f"{type(error).__name__}: {error}"}
-            )
+            self._link.send("shrunk", {"batch": self._batch.size, "reason": f"{type(error).__name__}: {error}"})
             self._inbox.extendleft(reversed(messages))
             return
         self._batch.succeeded()

@@ -151,9 +151,7 @@ def test_an_unreadable_file_fails_by_name_and_the_next_job_runs(clip: Path, tmp_
     assert isinstance(done, JobDone)
 
 
-def test_a_job_continues_from_its_journal_in_another_life(
-    clip: Path, undisturbed: bytes, tmp_path: Path
-) -> None:
+def test_a_job_continues_from_its_journal_in_another_life(clip: Path, undisturbed: bytes, tmp_path: Path) -> None:
     slow = replace(FAST, faults=("mesh:slow=0.02%1.0/1",))
     with Run(slow) as first:
         first.work(clip, tmp_path)

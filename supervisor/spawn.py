@@ -1,0 +1,161 @@
+"""How a process comes to be: by exec, or from a fork server that has the imports done."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from supervisor.child import Boot
+from supervisor.forkserver import ForkServer
+from supervisor.process import Life
+from supervisor.spec import ProcessSpec
+
+HOUSE = str(Path(__file__).resolve().parent.parent)
+"""Folder that holds our packages: a stage's own interpreter need not have them installed."""
+
+ServerKey = tuple[str, tuple[tuple[str, str], ...], tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class Places:
+    """What all children share: the control socket's path, and the lifeline's reading end."""
+
+    control: str
+    lifeline: int
+
+
+class Spawner:
+    """Starts children, and learns how those ended that it forked or executed."""
+
+    def __init__(self, places: Places) -> None:
+        self._places = places
+        self._servers: dict[ServerKey, ForkServer] = {}
+        self._waiting: dict[tuple[ServerKey, int], Life] = {}
+        self._forked: dict[int, tuple[ServerKey, Life]] = {}
+        self._executed: dict[int, subprocess.Popen[bytes]] = {}
+
+    def start(self, spec: ProcessSpec, recorder_fd: int, now: float) -> Life:
+        """Start one life; its process number may come later (`answers`).
+
+        Raises:
+            OSError: the interpreter cannot be started.
+        """
+        stderr_read, stderr_write = os.pipe()
+        os.set_blocking(stderr_read, False)
+        life = Life(now, stderr_read, os.memfd_create("stack"), os.memfd_create("report"))
+        boot = Boot(
+            name=spec.name, entry=spec.entry, config=dict(spec.config), control=self._places.control,
+            recorder_fd=recorder_fd, stack_fd=life.stack_fd, report_fd=life.report_fd,
+            lifeline_fd=self._places.lifeline, parent=os.getpid(), nice=spec.nice,
+            address_space=spec.memory.address_space, code_roots=list(spec.code_roots),
+        )  # fmt: skip
+        inherited = (*spec.fds, recorder_fd, life.stack_fd, life.report_fd, self._places.lifeline)
+        try:
+            if spec.preload:
+                self._fork(spec, boot, life, {1: stderr_write, 2: stderr_write, **{fd: fd for fd in inherited}})
+            else:
+                self._exec(spec, boot, life, inherited, stderr_write)
+        except OSError:
+            for fd in (stderr_read, life.stack_fd, life.report_fd):
+                os.close(fd)
+            raise
+        finally:
+            os.close(stderr_write)
+        return life
+
+    def _exec(self, spec: ProcessSpec, boot: Boot, life: Life, inherited: tuple[int, ...], stderr: int) -> None:
+        process = subprocess.Popen(
+            [spec.python, "-m", "supervisor.child"], env={**_environment(spec), "POSEWARD_BOOT": boot.to_json()},
+            pass_fds=inherited, stdin=subprocess.DEVNULL, stdout=stderr, stderr=stderr, start_new_session=True,
+        )  # fmt: skip
+        self._executed[process.pid] = process
+        life.pid = process.pid
+        life.pidfd = os.pidfd_open(process.pid)
+
+    def _fork(self, spec: ProcessSpec, boot: Boot, life: Life, fds: Mapping[int, int]) -> None:
+        key = (spec.python, tuple(sorted(spec.env.items())), spec.preload)
+        server = self._servers.get(key)
+        if server is None or server.dead:
+            if server is not None:
+                self._abandon(key, server)
+            server = ForkServer(spec.python, _environment(spec), spec.preload, fds[2])
+            self._servers[key] = server
+        boot = Boot(**{**boot.__dict__, "parent": server.pid})
+        try:
+            life.request = server.spawn(boot, fds)
+        except OSError:
+            server.dead = True
+            raise
+        self._waiting[key, life.request] = life
+
+    def sockets(self) -> list[int]:
+        """Descriptors to poll: when one is readable, call `answers`."""
+        return [server.socket.fileno() for server in self._servers.values() if not server.dead]
+
+    def answers(self) -> None:
+        """Take in what the fork servers have said."""
+        for key, server in list(self._servers.items()):
+            for answer in server.answers():
+                if "request" in answer:
+                    life = self._waiting.pop((key, answer["request"]))
+                    life.pid, life.request = answer["pid"], None
+                    self._forked[answer["pid"]] = (key, life)
+                    try:
+                        life.pidfd = os.pidfd_open(answer["pid"])
+                    except ProcessLookupError:
+                        life.status = 9
+                elif answer["pid"] in self._forked:
+                    _, life = self._forked.pop(answer["pid"])
+                    life.status = answer["status"]
+            if server.dead:
+                self._abandon(key, server)
+
+    def reap(self, life: Life) -> bool:
+        """Whether this life is over. Its status is known then, or lost with its fork server."""
+        if life.pid is None:
+            return life.status is not None
+        if life.status is not None:
+            return True
+        process = self._executed.get(life.pid)
+        if process is not None:
+            code = process.poll()
+            if code is None:
+                return False
+            del self._executed[life.pid]
+            life.status = -code if code < 0 else code << 8
+            return True
+        return life.pid not in self._forked and not _exists(life.pid)
+
+    def close(self) -> None:
+        for key, server in list(self._servers.items()):
+            self._abandon(key, server)
+
+    def _abandon(self, key: ServerKey, server: ForkServer) -> None:
+        """The server is gone: so are its children (by their parent-death signal), and open requests fail."""
+        server.close()
+        self._servers.pop(key, None)
+        for waiting in [waiting for waiting in self._waiting if waiting[0] == key]:
+            self._waiting.pop(waiting).status = 9
+        for pid in [pid for pid, (owner, _) in self._forked.items() if owner == key]:
+            _, life = self._forked.pop(pid)
+            life.kill(9)
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    with open(f"/proc/{pid}/stat", "rb") as stat:
+        return stat.read().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
+
+
+def _environment(spec: ProcessSpec) -> dict[str, Any]:
+    path = os.pathsep.join(filter(None, [HOUSE, spec.env.get("PYTHONPATH") or os.environ.get("PYTHONPATH")]))
+    return {**os.environ, **spec.env, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}

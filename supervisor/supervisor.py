@@ -1,0 +1,341 @@
+"""The watchdog: starts processes, watches two clocks for each, reads their last words, starts them again.
+
+One loop in one thread, run in turns by its owner (`Supervisor.step`). Signals, sockets and descriptors only
+set marks; decisions are taken in one place, a turn later at most.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import zmq
+
+from supervisor import events as ev
+from supervisor.events import ExitKind
+from supervisor.memory import DeviceGate, DeviceProbe, Nvml
+from supervisor.policy import RestartTracker
+from supervisor.process import ChildState, Life, Managed
+from supervisor.runtime import remove_runtime
+from supervisor.spawn import Places, Spawner
+from supervisor.spec import ProcessSpec
+
+CONTROL_NAME = "control.sock"
+LATENESS = 1.0
+"""A turn that comes this much later than asked means that the supervisor itself did not run: it forgives."""
+HEALTHY_AFTER = 5.0
+"""Seconds of work after which a process counts as healthy, and its backoff starts anew."""
+GATE_EVERY = 1.0
+GATE_TELL_EVERY = 5.0
+
+JANITOR = """
+while read -r line; do
+  case $line in
+    +*) pids="$pids ${line#+}" ;;
+  esac
+done
+for pid in $pids; do
+  case $(cat "/proc/$pid/comm" 2>/dev/null) in pw-*) kill -9 -- "-$pid" 2>/dev/null ;; esac
+done
+rm -rf -- "$1"
+"""
+"""Outlives a supervisor that was killed: ends what is left of the process groups, removes the folder."""
+
+
+class Supervisor:
+    """Runs processes described by `ProcessSpec` and keeps them running.
+
+    Args:
+        runtime: an existing private folder for the control socket, see `supervisor.runtime.make_runtime`.
+        on_event: gets every `Event`, from inside `step`.
+        clock: monotonic seconds.
+        rng: source of the backoff's jitter.
+        probe: looks at GPU memory.
+    """
+
+    def __init__(
+        self,
+        runtime: Path,
+        on_event: Callable[[ev.Event], None],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        rng: random.Random | None = None,
+        probe: DeviceProbe | None = None,
+    ) -> None:
+        self._runtime = runtime
+        self._on_event = on_event
+        self._clock = clock
+        self._rng = rng or random.Random()
+        self._gate = DeviceGate(probe or Nvml())
+        self._managed: dict[str, Managed] = {}
+        self._context = zmq.Context()
+        self._router = self._context.socket(zmq.ROUTER)
+        self._router.linger = 0
+        self._router.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        self._router.bind(f"ipc://{runtime / CONTROL_NAME}")
+        lifeline_read, self._lifeline = os.pipe()
+        self._spawner = Spawner(Places(str(runtime / CONTROL_NAME), lifeline_read))
+        self._lifeline_read = lifeline_read
+        self._janitor = subprocess.Popen(
+            ["/bin/sh", "-c", JANITOR, "pw-janitor", str(runtime)], stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True, cwd="/",
+        )  # fmt: skip
+        self._stopping = False
+        self._closed = False
+        self._turn_ended = clock()
+
+    # -- what the owner calls ------------------------------------------------------------------------------
+
+    def add(self, spec: ProcessSpec) -> None:
+        """Add a process; it starts with `start`, or in the next turn if that has been called."""
+        if spec.name in self._managed:
+            raise ValueError(f"there is a process {spec.name!r} already")
+        self._managed[spec.name] = Managed(spec, RestartTracker(spec.restart, self._clock, self._rng))
+
+    def start(self) -> None:
+        """Start everything, in the order of `add`."""
+        self._turn_ended = self._clock()
+        for managed in self._managed.values():
+            managed.due = self._clock()
+        self._start_due()
+
+    def step(self, timeout: float) -> None:
+        """One turn: wait at most ``timeout`` seconds for something to happen, then deal with all that has."""
+        began = self._clock()
+        self._forgive(began - self._turn_ended)
+        timeout = min([timeout, *(max(0.0, m.due - began) for m in self._managed.values() if m.due is not None)])
+        poller = zmq.Poller()
+        poller.register(self._router, zmq.POLLIN)
+        for fd in self._descriptors():
+            poller.register(fd, zmq.POLLIN)
+        poller.poll(math.ceil(timeout * 1000))
+        self._forgive(self._clock() - began - timeout)
+        self._spawner.answers()
+        self._hear()
+        for managed in self._managed.values():
+            if managed.life is not None:
+                self._look_after(managed, managed.life)
+        if not self._stopping:
+            self._start_due()
+        self._turn_ended = self._clock()
+
+    def send(self, name: str, kind: str, payload: dict[str, Any]) -> bool:
+        """A message to a child; False if it is not connected at the moment."""
+        life = self._managed[name].life
+        if life is None or life.identity is None:
+            return False
+        try:
+            self._router.send_multipart([life.identity, msgpack.packb([kind, payload])], zmq.NOBLOCK)
+        except zmq.ZMQError:
+            return False
+        return True
+
+    def restart(self, name: str, reason: str) -> None:
+        """Planned: ask it to leave, insist after the grace, start it again at once."""
+        self._ask_to_leave(self._managed[name], ExitKind.RECYCLED, reason)
+
+    def reset(self, name: str) -> None:
+        """Start a process that has failed, or whose circuit is open, now."""
+        managed = self._managed[name]
+        managed.tracker.reset()
+        managed.failed = False
+        if managed.life is None:
+            managed.due = self._clock()
+
+    def kill(self, name: str) -> None:
+        """SIGKILL to the process's whole group; what follows is what follows from any death."""
+        life = self._managed[name].life
+        if life is not None:
+            life.kill(9)
+
+    def states(self) -> dict[str, ChildState]:
+        """All processes as they are now."""
+        now = self._clock()
+        return {name: managed.state(now) for name, managed in self._managed.items()}
+
+    def stop(self, grace: float) -> None:
+        """Ask all to stop, insist after ``grace`` seconds, reap all, remove the folder. May be called twice."""
+        if self._closed:
+            return
+        self._stopping = True
+        for managed in self._managed.values():
+            managed.due = None
+            self._ask_to_leave(managed, ExitKind.STOPPED, "stopped", grace)
+        while any(managed.life is not None for managed in self._managed.values()):
+            self.step(0.05)
+        self._closed = True
+        self._spawner.close()
+        for managed in self._managed.values():
+            managed.recorder.close()
+        self._router.close()
+        self._context.term()
+        os.close(self._lifeline)
+        os.close(self._lifeline_read)
+        assert self._janitor.stdin is not None
+        self._janitor.stdin.close()
+        self._janitor.wait()
+        remove_runtime(self._runtime)
+
+    # -- one turn --------------------------------------------------------------------------------------------
+
+    def _descriptors(self) -> list[int]:
+        found = self._spawner.sockets()
+        for managed in self._managed.values():
+            if managed.life is not None:
+                found.append(managed.life.stderr_fd)
+                if managed.life.pidfd is not None:
+                    found.append(managed.life.pidfd)
+        return found
+
+    def _forgive(self, late: float) -> None:
+        """This process was stopped or starved: nobody else's clock may be judged by that time."""
+        if late > LATENESS:
+            for managed in self._managed.values():
+                if managed.life is not None:
+                    managed.life.last_beat += late
+
+    def _hear(self) -> None:
+        while self._router.poll(0):
+            identity, data = self._router.recv_multipart()
+            name, pid, role = identity.decode().rsplit("/", 2)
+            managed = self._managed.get(name)
+            life = managed.life if managed else None
+            if life is None or managed is None or life.pid not in (None, int(pid)):
+                continue  # the last words of an earlier life
+            life.last_beat = self._clock()
+            self._take(managed, life, identity if role == "c" else None, msgpack.unpackb(data))
+
+    def _take(self, managed: Managed, life: Life, identity: bytes | None, said: dict[str, Any]) -> None:
+        name = managed.spec.name
+        kind = said["t"]
+        if identity is not None:
+            life.identity = identity
+        if kind == "hello":
+            self._remember_pid(said["pid"])
+            self._on_event(ev.Started(name, said["pid"], bool(managed.spec.preload)))
+        elif kind == "beat":
+            life.late, life.busy, life.rss = said["late"], said["busy"], said["rss"]
+            life.metrics.update(said["metrics"])
+            self._check_rss(managed, life)
+        elif kind == "phase":
+            life.phase, life.detail, life.fraction = said["phase"], said["detail"], said["fraction"]
+            life.late = 0.0
+            self._on_event(ev.PhaseChanged(name, said["phase"], said["detail"], said["fraction"]))
+        elif kind == "ready":
+            life.phase, life.detail, life.fraction, life.busy = "working", "", None, False
+            life.ready_at = self._clock()
+            life.fingerprint = said["fingerprint"]
+            self._on_event(ev.Ready(name, life.ready_at - life.started, said["info"]))
+        elif kind == "message":
+            self._on_event(ev.Message(name, said["kind"], said["payload"]))
+
+    def _remember_pid(self, pid: int) -> None:
+        assert self._janitor.stdin is not None
+        try:
+            self._janitor.stdin.write(b"+%d\n" % pid)
+            self._janitor.stdin.flush()
+        except BrokenPipeError:
+            pass  # somebody killed the janitor; stale folders are swept at the next start
+
+    def _look_after(self, managed: Managed, life: Life) -> None:
+        now = self._clock()
+        for line in life.read_lines():
+            self._on_event(ev.Output(managed.spec.name, line))
+        if self._spawner.reap(life):
+            self._hear()  # what it said before it died comes before its death
+            self._bury(managed, life)
+            return
+        if life.ready_at is not None and now - life.ready_at > HEALTHY_AFTER:
+            managed.tracker.healthy()
+        if (missed := life.overdue(now, managed.spec.deadlines)) is not None:
+            life.bring_down(now, ExitKind.HUNG, missed, managed.spec.deadlines, dump=True)
+        life.take_steps(now)
+
+    def _check_rss(self, managed: Managed, life: Life) -> None:
+        limit = managed.spec.memory.soft_rss
+        if limit is not None and life.rss > limit and life.ready_at is not None:
+            reason = f"{life.rss >> 20} MB resident, over the soft limit of {limit >> 20} MB"
+            self._ask_to_leave(managed, ExitKind.RECYCLED, reason)
+
+    def _ask_to_leave(self, managed: Managed, kind: ExitKind, reason: str, grace: float | None = None) -> None:
+        life = managed.life
+        if life is None or life.intent is not None:
+            return
+        wait = managed.spec.deadlines.grace if grace is None else grace
+        connected = self.send(managed.spec.name, "stop", {"reason": reason})
+        now = self._clock() + (wait if connected and life.ready_at is not None else 0.0)
+        life.bring_down(now, kind, reason, managed.spec.deadlines, dump=False)
+
+    # -- ends and beginnings -----------------------------------------------------------------------------
+
+    def _bury(self, managed: Managed, life: Life) -> None:
+        now = self._clock()
+        life.kill(9)  # the rest of its process group
+        for line in life.read_lines():
+            self._on_event(ev.Output(managed.spec.name, line))
+        report = life.report(life.pid or 0, managed.recorder.read(), now)
+        managed.life = None
+        managed.last_exit = report
+        self._after(managed, report)
+
+    def _after(self, managed: Managed, report: ev.ExitReport) -> None:
+        """Decide what follows from an end."""
+        name = managed.spec.name
+        now = self._clock()
+        if self._stopping:
+            self._on_event(ev.Died(name, report, None))
+        elif report.kind is ExitKind.CONFIGURATION:
+            managed.failed = True
+            self._on_event(ev.Died(name, report, None))
+            self._on_event(ev.Failed(name, report))
+        elif report.kind is ExitKind.RECYCLED:
+            managed.due = now
+            self._on_event(ev.Died(name, report, 0.0))
+        else:
+            decision = managed.tracker.died()
+            managed.restarts += 1
+            managed.due = now + decision.delay
+            self._on_event(ev.Died(name, report, None if decision.opened else decision.delay))
+            if decision.opened:
+                self._on_event(ev.CircuitOpened(name, report, decision.delay))
+
+    def _start_due(self) -> None:
+        for managed in self._managed.values():
+            if managed.due is not None and managed.due <= self._clock() and self._has_room(managed):
+                managed.due = None
+                self._spawn(managed)
+
+    def _has_room(self, managed: Managed) -> bool:
+        memory = managed.spec.memory
+        if memory.device is None or not memory.device_need:
+            return True
+        answer = self._gate.ask(memory.device, memory.device_need)
+        if answer.open:
+            return True
+        now = self._clock()
+        managed.due = now + GATE_EVERY
+        if now - managed.gate_told >= GATE_TELL_EVERY:
+            managed.gate_told = now
+            self._on_event(ev.WaitingForMemory(managed.spec.name, memory.device_need, answer.free, answer.holders))
+        return False
+
+    def _spawn(self, managed: Managed) -> None:
+        managed.recorder.clear()
+        try:
+            managed.life = self._spawner.start(managed.spec, managed.recorder.fd, self._clock())
+        except BrokenPipeError:
+            managed.due = self._clock()  # the fork server has died; a new one is started in the next turn
+        except OSError as error:
+            reason = f"cannot start {managed.spec.python}: {error.strerror}; set stages.<name>.python"
+            report = ev.ExitReport(
+                ExitKind.CONFIGURATION, 0, None, None, reason, "starting", None, None, ()
+            )  # fmt: skip
+            managed.last_exit = report
+            self._after(managed, report)
