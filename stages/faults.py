@@ -77,7 +77,7 @@ class Fault:
         if match is None or match["kind"] not in KINDS or match["stage"] not in STAGES:
             raise FaultSpecError(
                 f"fault {text!r}: expected stage:kind@frame or stage:kind%probability/seed, such as "
-                f"mesh:kill@57 or detect:raise%0.01/7x2; stages are {', '.join(STAGES)}; kinds are {', '.join(KINDS)}"
+                f"mesh:kill@57 or detect:raise%0.01/7x2; stages: {', '.join(STAGES)}; kinds: {', '.join(KINDS)}"
             )
         times = None if match["times"] == "always" or match["kind"] == "slow" else int(match["times"] or 1)
         return cls(
@@ -162,7 +162,8 @@ def _fire(fault: Fault, frame: int) -> None:
     elif kind == "hang":
         time.sleep(_FOR_EVER)
     elif kind == "hang-gil":
-        ctypes.PyDLL(None).sleep(_FOR_EVER)
+        while True:  # a signal ends the sleep early
+            ctypes.PyDLL(None).sleep(_FOR_EVER)
     elif kind == "slow":
         time.sleep(fault.value)
 

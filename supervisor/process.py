@@ -70,6 +70,8 @@ class Life:
         self.partial = b""
         self.tail: deque[str] = deque(maxlen=TAIL_LINES)
         self.intent: tuple[ExitKind, str] | None = None
+        self.hung_in: dict[str, Any] | None = None
+        """What a hung one was doing when it was found out: the way down may wake it, and clear the record."""
         self.steps: list[tuple[float, int]] = []
         """Signals still to be sent: (when, which), in order."""
         self.oom_kills = oom_kills()

@@ -255,6 +255,7 @@ class Supervisor:
         if life.ready_at is not None and now - life.ready_at > HEALTHY_AFTER:
             managed.tracker.healthy()
         if (missed := life.overdue(now, managed.spec.deadlines)) is not None:
+            life.hung_in = life.hung_in or managed.recorder.read()
             life.bring_down(now, ExitKind.HUNG, missed, managed.spec.deadlines, dump=True)
         life.take_steps(now)
 
@@ -280,7 +281,7 @@ class Supervisor:
         life.kill(9)  # the rest of its process group
         for line in life.read_lines():
             self._on_event(ev.Output(managed.spec.name, line))
-        report = life.report(life.pid or 0, managed.recorder.read(), now)
+        report = life.report(life.pid or 0, life.hung_in or managed.recorder.read(), now)
         managed.life = None
         managed.last_exit = report
         self._after(managed, report)
