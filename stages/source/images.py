@@ -1,0 +1,137 @@
+"""Single images and folders of numbered images, by OpenCV.
+
+OpenCV turns images upright by their EXIF orientation and converts grey, 16-bit and transparent ones to BGR.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from stages.records import U8
+from stages.source.base import Decoded, SourceError, SourceInfo, too_large
+from stages.source.headers import ends_early, image_size
+
+FOLDER_RATE = 30.0
+"""Frames per second that a folder of images is taken to have."""
+
+IMAGE_SUFFIXES = frozenset(
+    (".bmp", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+)  # fmt: skip
+"""Endings that count as an image even if the content does not: a damaged one is reported, not overlooked."""
+
+
+def is_image(path: Path) -> bool:
+    """Whether the file's content is an image (animations count as videos)."""
+    with path.open("rb") as file:
+        start = file.read(4)
+    return start != b"GIF8" and bool(cv2.haveImageReader(str(path)))
+
+
+def natural_key(name: str) -> list[tuple[int, int, str]]:
+    """Sorts frame_2 before frame_10."""
+    parts = re.split(r"(\d+)", name)
+    return [(0, int(p), "") if p.isdigit() and p.isascii() else (1, 0, p) for p in parts]
+
+
+class ImageSource:
+    """One image, or a folder of them in natural order.
+
+    Args:
+        path: of a file or folder.
+        max_pixels: a larger image is an error before it is decoded, for the formats whose size can be read.
+
+    Raises:
+        SourceError: no image, or none that can be read.
+    """
+
+    def __init__(self, path: Path, max_pixels: int) -> None:
+        self._max_pixels = max_pixels
+        self.truncated: str | None = None
+        folder = path.is_dir()
+        self._files = sorted(_images_in(path), key=lambda p: natural_key(p.name)) if folder else [path]
+        if not self._files:
+            raise SourceError("no-images", f"{path} is a folder without images")
+        first, suffix = self._first_readable(path)
+        self._shape = first
+        self.info = SourceInfo(
+            kind="images" if folder else "image",
+            width=first[1],
+            height=first[0],
+            fps=FOLDER_RATE if folder else 0.0,
+            frames=len(self._files),
+            rotation=0,
+            codec=suffix,
+            duration=len(self._files) / FOLDER_RATE if folder else None,
+        )
+
+    def frames(self, start: int = 0) -> Iterator[Decoded]:
+        for index in range(start, len(self._files)):
+            file, time = self._files[index], index / self.info.fps if self.info.fps else 0.0
+            try:
+                image = read_image(file, self._max_pixels)
+            except SourceError as error:
+                yield Decoded(index, time, None, str(error))
+                continue
+            if image.shape[:2] != self._shape:
+                size = f"{image.shape[1]}x{image.shape[0]} among images of {self.info.width}x{self.info.height}"
+                yield Decoded(index, time, None, f"{file.name} is {size}; images of another size are left out")
+                continue
+            yield Decoded(index, time, image)
+
+    def close(self) -> None:
+        pass
+
+    def _first_readable(self, path: Path) -> tuple[tuple[int, int], str]:
+        error: SourceError | None = None
+        for file in self._files:
+            try:
+                image = read_image(file, self._max_pixels)
+            except SourceError as found:
+                error = error or found
+                continue
+            return (image.shape[0], image.shape[1]), file.suffix.lower().lstrip(".")
+        if error is not None and len(self._files) == 1:
+            raise error
+        raise SourceError("unreadable-image", f"{path}: not one image in it can be read; the first: {error}")
+
+
+def read_image(path: Path, max_pixels: int) -> U8:
+    """Decode an image to (H, W, 3) uint8 BGR, upright.
+
+    Raises:
+        SourceError: it is too large, cut off or no image.
+    """
+    try:
+        size = image_size(path)
+        if size is not None and size[0] * size[1] > max_pixels:
+            raise too_large(path, *size, max_pixels)
+        cut = ends_early(path)
+    except OSError as error:
+        raise SourceError("unreadable-image", f"{path} cannot be read: {error.strerror}") from error
+    image = None
+    with contextlib.suppress(cv2.error):
+        image = None if cut else cv2.imread(str(path), cv2.IMREAD_COLOR)
+    if image is None:
+        why = "its end is missing" if cut else "it is damaged or of an unknown format"
+        raise SourceError("unreadable-image", f"{path} cannot be read as an image: {why}")
+    if image.shape[0] * image.shape[1] > max_pixels:
+        raise too_large(path, image.shape[1], image.shape[0], max_pixels)
+    return np.asarray(image, np.uint8)
+
+
+def _images_in(folder: Path) -> Iterator[Path]:
+    for path in folder.iterdir():
+        if path.name.startswith(".") or not path.is_file():
+            continue
+        if path.suffix.lower() in IMAGE_SUFFIXES:
+            yield path
+            continue
+        with contextlib.suppress(OSError):
+            if is_image(path):
+                yield path

@@ -1,0 +1,126 @@
+"""A video's packets without decoding them: how many frames there are, when, and where decoding can start."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from array import array
+from bisect import bisect_right
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import av
+import numpy as np
+import numpy.typing as npt
+
+MAX_REORDER = 64
+"""No codec shows a frame this many frames away from where it stands in the file."""
+
+
+@dataclass(frozen=True)
+class PacketIndex:
+    """One entry for each packet that becomes a frame, 16 bytes each.
+
+    ``stamps`` (n,) int64: presentation times in units of the stream's time base, rising. ``order`` (n,) int32:
+    the frame, by presentation, that the packet at a position in the file becomes; ``position`` is its
+    inverse. ``keys``: the frames at which decoding can start, rising; never empty. ``exact`` is False where
+    packets lack distinct times, so that a decoded frame's number can only be had by counting from the first;
+    ``stamps`` is empty then. ``promised`` says what should be in the file but is not.
+    """
+
+    count: int
+    exact: bool
+    stamps: npt.NDArray[np.int64]
+    order: npt.NDArray[np.int32]
+    position: npt.NDArray[np.int32]
+    keys: npt.NDArray[np.int32]
+    promised: str | None
+
+    def frame_at(self, stamp: int | None) -> int | None:
+        """The frame of a presentation time, or None if there is none."""
+        if stamp is None:
+            return None
+        found = int(np.searchsorted(self.stamps, stamp))
+        return found if found < self.count and self.stamps[found] == stamp else None
+
+    def key_before(self, frame: int) -> int | None:
+        """Which of ``keys`` to start from for ``frame``; None for frames before the first."""
+        found = bisect_right(self.keys, frame) - 1
+        return found if found >= 0 else None
+
+    def next_key(self, frame: int) -> int:
+        """The first key frame after ``frame``, or the count of frames."""
+        found = bisect_right(self.keys, frame)
+        return int(self.keys[found]) if found < len(self.keys) else self.count
+
+    def harmed_from(self, frame: int) -> int:
+        """The first frame, by presentation, that may be decoded from the packet of ``frame``: frames shown
+        earlier may refer to one shown later."""
+        begin = int(self.position[frame])
+        following = bisect_right(self.keys, begin, key=lambda key: int(self.position[key]))
+        end = int(self.position[self.keys[following]]) if following < len(self.keys) else self.count
+        return int(self.order[begin : min(end, begin + MAX_REORDER)].min())
+
+
+def packets_of(container: Any, stream: Any) -> Iterator[Any]:
+    """Packets that become frames, until the end or until the container cannot be read on."""
+    with contextlib.suppress(av.FFmpegError):
+        yield from _packets(container, stream)
+
+
+def _packets(container: Any, stream: Any) -> Iterator[Any]:
+    for packet in container.demux(stream):
+        if packet.size and not packet.is_discard:
+            yield packet
+
+
+def read_index(container: Any, stream: Any, size: int) -> PacketIndex:
+    """Read all packets of ``stream`` of a freshly opened ``container`` of ``size`` bytes."""
+    stamps, keys = array("q"), array("q")
+    missing, broken = False, None
+    try:
+        for place, packet in enumerate(_packets(container, stream)):
+            missing |= packet.pts is None
+            stamps.append(packet.pts if packet.pts is not None else place)
+            if packet.is_keyframe:
+                keys.append(place)
+    except av.FFmpegError as error:
+        broken = f"the file cannot be read beyond frame {len(stamps)}: {error.strerror}"
+    count = len(stamps)
+    shown = np.asarray(stamps, np.int64)
+    position = np.argsort(shown, kind="stable").astype(np.int32)
+    order = np.empty(count, np.int32)
+    order[position] = np.arange(count, dtype=np.int32)
+    shown = shown[position]
+    starts = order[np.asarray(keys or [0] * bool(count), np.int64)]
+    exact = (
+        not missing
+        and count > 0
+        and bool(np.all(np.diff(shown) > 0))
+        and int(np.abs(order - np.arange(count)).max()) <= MAX_REORDER
+        and bool(np.all(np.diff(starts) > 0))
+    )
+    if not exact:
+        shown = np.empty(0, np.int64)
+    return PacketIndex(
+        count, exact, shown, order, position, starts, broken or _promise(container, stream, count, shown, size)
+    )
+
+
+def _promise(container: Any, stream: Any, count: int, shown: npt.NDArray[np.int64], size: int) -> str | None:
+    """What the file's header promises beyond what is in it.
+
+    A header's count alone means nothing (files with one packet a field count twice), so a cut is believed
+    where the header's own table points behind the file's end, or where much of the promised time is missing.
+    """
+    entries = stream.index_entries
+    last = entries[len(entries) - 1] if "mov" in container.format.name and len(entries) else None
+    if last is not None and last.pos + last.size > size:
+        return f"the file is cut off: {count} of {len(entries)} frames are in it"
+    if "matroska" in container.format.name and container.duration and len(shown) and stream.time_base:
+        promised = container.duration / av.time_base
+        held = float(shown[-1] * stream.time_base)
+        if promised - held > max(1.0, 0.05 * promised) and math.isfinite(promised):
+            return f"the file is cut off: {held:.1f} of {promised:.1f} seconds are in it"
+    return None
