@@ -17,6 +17,7 @@ import errno
 import mmap
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -232,20 +233,21 @@ def _check_available(slots: int, slot_bytes: int, total: int) -> None:
 
 
 def _available_bytes() -> int | None:
-    # psutil's `available` is MemAvailable; a container's own limit, if smaller, is the one that kills.
     bounds = []
-    with contextlib.suppress(OSError, ValueError, StopIteration), open("/proc/meminfo") as lines:
-        line = next(line for line in lines if line.startswith("MemAvailable:"))
-        bounds.append(int(line.split()[1]) * 1024)
-    with contextlib.suppress(OSError, ValueError):
-        limit, used = (_number_in(f"/sys/fs/cgroup/memory.{name}") for name in ("max", "current"))
-        bounds.append(max(limit - used, 0))
+    with contextlib.suppress(OSError, KeyError, ValueError):
+        bounds.append(_table("/proc/meminfo")["MemAvailable:"] * 1024)
+    # A container's own limit, if it is smaller, is the one that kills. Its file cache makes room when asked.
+    with contextlib.suppress(OSError, KeyError, ValueError):
+        group = Path("/sys/fs/cgroup")
+        used, table = int((group / "memory.current").read_text()), _table(group / "memory.stat")
+        used -= table["active_file"] + table["inactive_file"]
+        bounds.append(max(int((group / "memory.max").read_text()) - used, 0))
     return min(bounds, default=None)
 
 
-def _number_in(path: str) -> int:
-    with open(path) as file:
-        return int(file.read())
+def _table(path: str | Path) -> dict[str, int]:
+    rows = (line.split() for line in Path(path).read_text().splitlines())
+    return {row[0]: int(row[1]) for row in rows if len(row) > 1}
 
 
 def _too_large(slots: int, slot_bytes: int, total: int, why: str) -> str:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
 import numpy.typing as npt
+
+from stages.source.cut import missing_bytes
 
 MAX_REORDER = 64
 """No codec shows a frame this many frames away from where it stands in the file."""
@@ -24,9 +26,9 @@ class PacketIndex:
 
     ``stamps`` (n,) int64: presentation times in units of the stream's time base, rising. ``order`` (n,) int32:
     the frame, by presentation, that the packet at a position in the file becomes; ``position`` is its
-    inverse. ``keys``: the frames at which decoding can start, rising; never empty. ``exact`` is False where
-    packets lack distinct times, so that a decoded frame's number can only be had by counting from the first;
-    ``stamps`` is empty then. ``promised`` says what should be in the file but is not.
+    inverse. ``keys``: the frames at which decoding can start, rising; never empty. ``exact`` is False where a
+    decoded frame's number can only be had by counting from the first, since packets lack times of their own
+    (then ``stamps`` is empty) or are out of any order. ``promised`` says what should be in the file but is not.
     """
 
     count: int
@@ -62,6 +64,11 @@ class PacketIndex:
         end = int(self.position[self.keys[following]]) if following < len(self.keys) else self.count
         return int(self.order[begin : min(end, begin + MAX_REORDER)].min())
 
+    def leans_on(self, frame: int) -> int:
+        """The last frame, by presentation, that stands before ``frame`` in the file, or ``frame`` itself."""
+        place = int(self.position[frame])
+        return int(self.order[max(place - MAX_REORDER, 0) : place + 1].max())
+
 
 def packets_of(container: Any, stream: Any) -> Iterator[Any]:
     """Packets that become frames, until the end or until the container cannot be read on."""
@@ -75,13 +82,13 @@ def _packets(container: Any, stream: Any) -> Iterator[Any]:
             yield packet
 
 
-def read_index(container: Any, stream: Any, size: int) -> PacketIndex:
-    """Read all packets of ``stream`` of a freshly opened ``container`` of ``size`` bytes."""
+def read_index(container: Any, stream: Any, path: Path) -> PacketIndex:
+    """Read all packets of ``stream`` of the freshly opened ``container``, which is the file ``path``."""
     stamps, keys = array("q"), array("q")
-    missing, broken = False, None
+    distinct, broken = True, None
     try:
         for place, packet in enumerate(_packets(container, stream)):
-            missing |= packet.pts is None
+            distinct &= packet.pts is not None
             stamps.append(packet.pts if packet.pts is not None else place)
             if packet.is_keyframe:
                 keys.append(place)
@@ -94,33 +101,25 @@ def read_index(container: Any, stream: Any, size: int) -> PacketIndex:
     order[position] = np.arange(count, dtype=np.int32)
     shown = shown[position]
     starts = order[np.asarray(keys or [0] * bool(count), np.int64)]
+    distinct = distinct and count > 0 and bool(np.all(np.diff(shown) > 0))
     exact = (
-        not missing
-        and count > 0
-        and bool(np.all(np.diff(shown) > 0))
+        distinct
         and int(np.abs(order - np.arange(count)).max()) <= MAX_REORDER
         and bool(np.all(np.diff(starts) > 0))
     )
-    if not exact:
+    if not distinct:
         shown = np.empty(0, np.int64)
-    return PacketIndex(
-        count, exact, shown, order, position, starts, broken or _promise(container, stream, count, shown, size)
-    )
+    return PacketIndex(count, exact, shown, order, position, starts, broken or _cut(stream, count, path))
 
 
-def _promise(container: Any, stream: Any, count: int, shown: npt.NDArray[np.int64], size: int) -> str | None:
-    """What the file's header promises beyond what is in it.
+def _cut(stream: Any, count: int, path: Path) -> str | None:
+    """What the file's framing promises beyond its end.
 
-    A header's count alone means nothing (files with one packet a field count twice), so a cut is believed
-    where the header's own table points behind the file's end, or where much of the promised time is missing.
+    A header's count of frames by itself means nothing: files with one packet a field count twice.
     """
-    entries = stream.index_entries
-    last = entries[len(entries) - 1] if "mov" in container.format.name and len(entries) else None
-    if last is not None and last.pos + last.size > size:
-        return f"the file is cut off: {count} of {len(entries)} frames are in it"
-    if "matroska" in container.format.name and container.duration and len(shown) and stream.time_base:
-        promised = container.duration / av.time_base
-        held = float(shown[-1] * stream.time_base)
-        if promised - held > max(1.0, 0.05 * promised) and math.isfinite(promised):
-            return f"the file is cut off: {held:.1f} of {promised:.1f} seconds are in it"
-    return None
+    missing = missing_bytes(path)
+    if not missing:
+        return None
+    promised = len(stream.index_entries)
+    frames = f"{count} of {promised}" if promised > count else f"{count}"
+    return f"the file is cut off: {missing} bytes are missing at its end; {frames} frames are in it"

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+from collections import deque
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -20,7 +22,8 @@ import cv2
 import numpy as np
 
 from stages.records import U8
-from stages.source.base import Decoded, SourceError, SourceInfo, too_large
+from stages.source.base import Decoded, SourceError, SourceInfo
+from stages.source.container import open_stream, reason_of
 from stages.source.index import packets_of, read_index
 
 PROBED_PACKETS = 20
@@ -29,25 +32,32 @@ PROBED_PACKETS = 20
 PROBED_KEYS = 20
 """Key frames tried before a video counts as unreadable."""
 
+DEFAULT_RATE = 30.0
+"""Frames per second of a video that does not say."""
+
 MAX_STEPS_BACK = 3
 """Key frames to go back from one that does not give a picture by itself (streams refreshed gradually)."""
 
-UNTRUSTED_FORMATS = frozenset(("hls", "dash", "concat", "imf", "image2", "tty", "lrc", "sdp", "rtsp"))
-"""Lists that name other files or addresses, and text that is drawn as pictures: not videos."""
+NOT_CODED = frozenset(("mpeg4",))
+"""Codecs in which a packet may say that nothing has changed, and become no frame."""
 
 NO_PICTURE = "the decoder gave no picture for this frame"
 
 
 @dataclass(frozen=True)
 class Damage:
-    """Decoding met something wrong: no frame is believed from here to ``resume``, a key frame."""
+    """Decoding met something wrong: frames from ``frame`` to before ``resume``, a key frame, are not believed."""
 
+    frame: int
     resume: int
     reason: str
 
 
 Numbered: TypeAlias = tuple[int, Any]
 """A frame's number, and its packet or what was decoded from it."""
+
+DECODER_PADDING = 1 << 22
+"""Pixels that a decoder's buffers may take beyond the frame itself."""
 
 
 class VideoSource:
@@ -69,7 +79,7 @@ class VideoSource:
         self._running: contextlib.ExitStack | None = None
         with contextlib.ExitStack() as stack:
             container, stream = self._open(stack)
-            self._index = read_index(container, stream, path.stat().st_size)
+            self._index = read_index(container, stream, path)
             if not self._index.count:
                 raise SourceError("unreadable-video", f"{path}: there is not one frame in it")
             self._time_base = float(stream.time_base)
@@ -78,11 +88,13 @@ class VideoSource:
         self.truncated = self._index.promised
         self._exact = self._index.exact
         first = self._probe()
+        self._codec = codec
+        self._start = first.pts
         self._shape = (first.height, first.width)
-        self._rotation = int(first.rotation)
-        upright = self._shape if self._rotation % 180 == 0 else self._shape[::-1]
+        self._rotation = int(first.rotation) % 360
+        upright = self._shape[::-1] if self._rotation in (90, 270) else self._shape
         count = self._index.count
-        fps = float(rate) if rate else self._mean_rate()
+        fps = self._nominal_rate(float(rate) if rate else None)
         self.info = SourceInfo(
             kind="video",
             width=upright[1],
@@ -106,71 +118,54 @@ class VideoSource:
     # -- opening ---------------------------------------------------------------------------------------
 
     def _open(self, stack: contextlib.ExitStack) -> tuple[Any, Any]:
-        try:
-            # "file:" keeps a colon in the name from being taken for a protocol.
-            container = av.open(f"file:{self._path.absolute()}", options={"protocol_whitelist": "file"})
-        except (av.FFmpegError, OSError, ValueError) as error:
-            raise SourceError(
-                "unreadable-video",
-                f"{self._path} is not a video, or is cut off before its index: {_reason(error)}",
-            ) from error
+        container, stream = open_stream(self._path, self._max_pixels, self._threads)
         stack.callback(container.close)
-        if UNTRUSTED_FORMATS & set(container.format.name.split(",")):
-            raise SourceError("unsupported", f"{self._path} is a {container.format.long_name}, not a video file")
-        covers = av.stream.Disposition.attached_pic
-        stream = next((s for s in container.streams.video if not s.disposition & covers), None)
-        if stream is None:
-            kinds = ", ".join(sorted({s.type for s in container.streams})) or "nothing known"
-            raise SourceError("no-video-stream", f"{self._path} has no video stream (it has: {kinds})")
-        context = stream.codec_context
-        if context is None:
-            raise SourceError("unsupported", f"{self._path}: no decoder for its video stream in this FFmpeg build")
-        if context.width * context.height > self._max_pixels:
-            raise too_large(self._path, context.width, context.height, self._max_pixels)
-        # Frame threads stop without a word where a file is damaged; slice threads report it.
-        context.thread_type = "SLICE"
-        context.thread_count = self._threads
-        context.options = {"max_pixels": str(self._max_pixels)}
         return container, stream
 
     def _probe(self) -> Any:
-        """The first frame that decodes; also finds out whether frames keep their times through the decoder."""
-        if self._exact:
-            for key in range(min(len(self._index.keys), PROBED_KEYS)):
-                with contextlib.ExitStack() as stack:
-                    found: list[tuple[int | None, Any]] = []
-                    clean = True
-                    wanted: list[int] = []
-                    container, stream = self._open(stack)
-                    for number, packet in self._packets_from(container, stream, key):
-                        if len(wanted) == PROBED_PACKETS:
-                            break
-                        wanted.append(number)
-                        try:
-                            found += [(self._index.frame_at(frame.pts), frame) for frame in packet.decode()]
-                        except av.FFmpegError:
-                            clean = False
-                            break
-                    with contextlib.suppress(av.FFmpegError):
-                        found += [(self._index.frame_at(f.pts), f) for f in stream.codec_context.decode(None)]
-                if clean and not any(frame.is_corrupt for _, frame in found):
-                    self._exact = [number for number, _ in found] == sorted(wanted)
-                good = [frame for _, frame in found if not frame.is_corrupt]
-                if good:
-                    return good[0]
+        """The first frame that decodes. Also finds out whether frames keep their times through the decoder."""
+        self._ordered = self._exact
+        for key in range(min(len(self._index.keys), PROBED_KEYS) if self._exact else 0):
+            wanted, found, clean = self._probe_from(key)
+            if clean:
+                numbers = [number for number, _ in found if number is not None]
+                self._ordered = all(a < b for a, b in pairwise(numbers))
+                # One or two may be lost to damage that nobody noticed; half of them are if two packets make
+                # one frame, as fields do.
+                self._exact = self._ordered and len(numbers) > 0.75 * wanted
+            if found:
+                return found[0][1]
         with contextlib.ExitStack() as stack:
             container, stream = self._open(stack)
-            for number, packet in enumerate(packets_of(container, stream)):
-                if number > PROBED_PACKETS * PROBED_KEYS:
-                    break
-                with contextlib.suppress(av.FFmpegError):
-                    for frame in packet.decode():
-                        return frame
+            for frame, _, reason in self._decode_all(container, stream, PROBED_PACKETS * PROBED_KEYS):
+                if reason is None:
+                    return frame
         raise SourceError("unreadable-video", f"{self._path}: its frames cannot be decoded")
 
-    def _mean_rate(self) -> float:
+    def _probe_from(self, key: int) -> tuple[int, list[tuple[int | None, Any]], bool]:
+        """Decode a few packets: how many, the whole frames with their numbers, and whether all went well."""
+        frames: list[Any] = []
+        wanted, clean = 0, True
+        with contextlib.ExitStack() as stack:
+            container, stream = self._open(stack)
+            packets = itertools.islice(self._packets_from(container, stream, key), PROBED_PACKETS)
+            try:
+                for _, packet in packets:
+                    wanted += 1
+                    frames += packet.decode()
+                frames += stream.codec_context.decode(None)
+            except av.FFmpegError:
+                clean = False
+        whole = [(self._index.frame_at(frame.pts), frame) for frame in frames if not frame.is_corrupt]
+        return wanted, whole, clean and len(whole) == len(frames)
+
+    def _nominal_rate(self, claimed: float | None) -> float:
+        """The header's rate, unless the frames' times say otherwise (a variable rate)."""
         span = self._time(self._index.count - 1) if self._exact else 0.0
-        return (self._index.count - 1) / span if span > 0 else 30.0
+        mean = (self._index.count - 1) / span if span > 0 else None
+        if claimed is None or (mean is not None and abs(mean - claimed) > 0.02 * mean):
+            return mean or claimed or DEFAULT_RATE
+        return claimed
 
     def _time(self, frame: int) -> float:
         return float(self._index.stamps[frame] - self._index.stamps[0]) * self._time_base
@@ -223,11 +218,42 @@ class VideoSource:
         yield from self._decode(own)
 
     def _decode(self, key: int) -> Iterator[Numbered | Damage]:
-        """Decode from the ``key``-th key frame on, as numbered frames; damage is the last item if there is any."""
+        """Decode from the ``key``-th key frame on, as numbered frames; damage is the last item if there is any.
+
+        A frame may be built on one that is shown later but was decoded before it, and of which only then is
+        it known whether it was whole. So each is held back until those have come out.
+        """
+        held: deque[Numbered] = deque()
+        latest: int | None = None
+        for item in self._decode_at_once(key):
+            damage = item if isinstance(item, Damage) else None
+            if not isinstance(item, Damage):
+                number, frame = item
+                if latest is not None and number > latest + 1 and self._codec not in NOT_CODED:
+                    damage = self._damage(latest + 1, NO_PICTURE)
+                elif frame.is_corrupt:
+                    damage = self._damage(number, "parts of the picture could not be decoded")
+                latest = number
+            if damage is not None:
+                yield from (one for one in held if one[0] < damage.frame)
+                yield damage
+                return
+            held.append((number, frame))
+            while held and number >= self._index.leans_on(held[0][0]):
+                yield held.popleft()
+        yield from held
+
+    def _decode_at_once(self, key: int) -> Iterator[Numbered | Damage]:
+        """Numbered frames as the decoder gives them, up to the first packet that it refuses."""
         self.close()
         with contextlib.ExitStack() as stack:
-            container, stream = self._open(stack)
+            try:
+                container, stream = self._open(stack)
+            except SourceError as error:  # gone or changed since it was opened first
+                yield Damage(0, self._index.count, str(error))
+                return
             self._running = stack
+            refused: Damage | None = None
             try:
                 for place, packet in self._packets_from(container, stream, key):
                     try:
@@ -235,37 +261,27 @@ class VideoSource:
                             raise av.InvalidDataError(0, "the packet is incomplete")
                         frames = packet.decode()
                     except av.FFmpegError as error:
-                        yield from self._damaged_packet(stream, place, error)
-                        return
-                    for frame in frames:
-                        number = self._index.frame_at(frame.pts)
-                        if number is not None and frame.is_corrupt:
-                            yield self._damage(number, number, "parts of the picture could not be decoded")
-                            return
-                        if number is not None:
+                        refused = self._damage(place, reason_of(error))
+                        break
+                    yield from self._numbered(frames)
+                with contextlib.suppress(av.FFmpegError):
+                    for number, frame in self._numbered(stream.codec_context.decode(None)):
+                        if refused is None or (number < refused.frame and not frame.is_corrupt):
                             yield number, frame
-                yield from self._drain(stream)
+                if refused is not None:
+                    yield refused
             finally:
                 self._running = None
 
-    def _damaged_packet(self, stream: Any, packet: int, error: Exception) -> Iterator[Numbered | Damage]:
-        """The frames that were decoded before the packet in the file, and then the damage."""
-        harmed = self._index.harmed_from(packet)
-        for number, frame in self._drain(stream):
-            if number < harmed:
+    def _numbered(self, frames: list[Any]) -> Iterator[Numbered]:
+        for frame in frames:
+            number = self._index.frame_at(frame.pts)
+            if number is not None:
                 yield number, frame
-        yield self._damage(packet, harmed, _reason(error))
 
-    def _drain(self, stream: Any) -> Iterator[Numbered]:
-        with contextlib.suppress(av.FFmpegError):
-            for frame in stream.codec_context.decode(None):
-                number = self._index.frame_at(frame.pts)
-                if number is not None and not frame.is_corrupt:
-                    yield number, frame
-
-    def _damage(self, frame: int, harmed: int, reason: str) -> Damage:
-        resume = self._index.next_key(frame)
-        return Damage(resume, f"the file is damaged at frames {min(frame, harmed)} to {resume - 1}: {reason}")
+    def _damage(self, frame: int, reason: str) -> Damage:
+        first, resume = self._index.harmed_from(frame), self._index.next_key(frame)
+        return Damage(first, resume, f"the file is damaged at frames {first} to {resume - 1}: {reason}")
 
     def _packets_from(self, container: Any, stream: Any, key: int) -> Iterator[Numbered]:
         """The packets from that of the ``key``-th key frame on, without those that need what is before it."""
@@ -301,19 +317,17 @@ class VideoSource:
 
     def _by_count(self, start: int) -> Iterator[Decoded]:
         """For files whose frames have no times of their own: decode all, number them as they come."""
-        numbers = itertools.count()
         time, trusted = -1.0, True
         with contextlib.ExitStack() as stack:
-            container, stream = self._open(stack)
+            try:
+                container, stream = self._open(stack)
+            except SourceError as error:  # gone or changed since it was opened first
+                self.truncated = str(error)
+                return
             self._running = stack
-            first: float | None = None
-            for frame, key, reason in self._decode_all(container, stream):
+            for number, (frame, key, reason) in enumerate(self._decode_all(container, stream)):
                 trusted = reason is None and (trusted or key)
-                stamp = None if frame is None or frame.pts is None else frame.pts * self._time_base
-                first = stamp if first is None else first
-                step = time + 1 / self.info.fps if time >= 0 else 0.0
-                time = stamp - (first or 0.0) if stamp is not None and stamp - (first or 0.0) > time else step
-                number = next(numbers)
+                time = self._counted_time(number, frame, time)
                 if number < start:
                     continue
                 if frame is None or not trusted:
@@ -323,15 +337,27 @@ class VideoSource:
                     yield self._picture(number, frame, time)
             self._running = None
 
-    def _decode_all(self, container: Any, stream: Any) -> Iterator[tuple[Any, bool, str | None]]:
-        """Frames, whether each is a key frame, and what is wrong with it."""
-        packets = packets_of(container, stream)
+    def _counted_time(self, number: int, frame: Any, before: float) -> float:
+        """The decoder's time if it is believable, else the packets' in order, else by the nominal rate."""
+        if self._ordered and frame is not None and frame.pts is not None and self._start is not None:
+            stamp = float(frame.pts - self._start) * self._time_base
+            if stamp > before:
+                return stamp
+        elif not self._ordered and number < len(self._index.stamps):
+            return self._time(number)
+        return before + 1 / self.info.fps if number else 0.0
+
+    def _decode_all(
+        self, container: Any, stream: Any, limit: int | None = None
+    ) -> Iterator[tuple[Any, bool, str | None]]:
+        """Frames, whether each is a key frame, and what is wrong with it; from ``limit`` packets if given."""
+        packets = itertools.islice(packets_of(container, stream), limit)
         while True:
             try:
                 packet = next(packets, None)
                 frames = stream.codec_context.decode(packet)
             except av.FFmpegError as error:
-                yield None, False, _reason(error)
+                yield None, False, reason_of(error)
                 if packet is None:
                     return
                 continue
@@ -365,7 +391,3 @@ def _upright(image: U8, rotation: int) -> U8:
 
 
 _TURNS = {90: cv2.ROTATE_90_COUNTERCLOCKWISE, 180: cv2.ROTATE_180, 270: cv2.ROTATE_90_CLOCKWISE}
-
-
-def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__
