@@ -1,0 +1,74 @@
+"""The 4D-Humans backend: ViTDet or RegNetY (detectron2), HMR2 and PHALP's tracker, one process per stage.
+
+Importing this package imports neither torch nor any of the models' packages: the factories do, in the
+process that needs them, after `requirements.check` has named in seconds whatever is missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from stages.protocols import Backend, BodyModel, Detector, MeshRegressor, Report, Tracker
+from stages.records import Header
+
+NAME = "humans4d"
+
+
+def _detector(options: Mapping[str, Any], report: Report) -> Detector:
+    from stages.backends.humans4d.options import Options
+    from stages.backends.humans4d.requirements import check
+
+    chosen = Options.from_mapping(options)
+    check("detect", chosen)
+    from stages.backends.humans4d.detect import PersonDetector
+
+    return PersonDetector.load(chosen, report)
+
+
+def _mesh(options: Mapping[str, Any], report: Report) -> MeshRegressor:
+    from stages.backends.humans4d.options import Options
+    from stages.backends.humans4d.requirements import check
+
+    chosen = Options.from_mapping(options)
+    check("mesh", chosen)
+    from stages.backends.humans4d.mesh import HmrRegressor
+
+    return HmrRegressor.load(chosen, report)
+
+
+def _tracker(options: Mapping[str, Any], width: int, height: int, fps: float) -> Tracker:
+    from stages.backends.humans4d.options import Options
+    from stages.backends.humans4d.requirements import check
+
+    chosen = Options.from_mapping(options)
+    check("track", chosen)
+    from stages.backends.humans4d.track import PhalpTracker
+
+    return PhalpTracker.load(chosen, width, height, fps)
+
+
+def _header(options: Mapping[str, Any], width: int, height: int, fps: float) -> Header:
+    from stages.body.skeleton import JOINT_NAMES, JOINT_PARENTS
+
+    return Header(width, height, fps, NAME, JOINT_NAMES, JOINT_PARENTS, _body(options).faces)
+
+
+def _body(options: Mapping[str, Any]) -> BodyModel:
+    from stages.backends.humans4d.options import Options
+    from stages.body.model import load_body
+
+    return load_body({"smpl_model": str(Options.from_mapping(options).smpl_model)})
+
+
+BACKEND = Backend(
+    name=NAME,
+    detector=_detector,
+    mesh=_mesh,
+    tracker=_tracker,
+    header=_header,
+    body=_body,
+    # torch starts threads and may touch the driver when its companions are imported: nothing of it is
+    # promised to survive a fork, so only the plain packages are imported beforehand.
+    preload={"detect": ("numpy", "cv2"), "mesh": ("numpy", "cv2"), "track": ("numpy",)},
+)

@@ -1,0 +1,204 @@
+"""People in frames: detectron2's Cascade Mask R-CNN ViTDet-H as 4D-Humans configures it, or the RegNetY Mask R-CNN.
+
+Configurations follow PHALP's ``setup_detectron2`` and what comes out equals its ``get_detections``; the mask head
+runs for people over the threshold only, since no other mask is used.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stages.backends.humans4d import devices, rle
+from stages.backends.humans4d.crops import widen
+from stages.backends.humans4d.options import Options
+from stages.protocols import ConfigurationError, Report
+from stages.records import Detections, Frame
+
+PERSON = 0
+"""COCO's class index of people."""
+_VITDET_SCORE, _REGNETY_SCORE, _REGNETY_NMS = 0.5, 0.5, 0.4
+
+
+class PersonDetector:
+    """Wraps a detectron2 ``GeneralizedRCNN``.
+
+    Args:
+        model: in eval mode, on the device.
+        resize: detectron2's augmentation that scales a frame.
+        rgb: whether the model wants RGB rather than BGR.
+    """
+
+    def __init__(self, model: Any, resize: Any, rgb: bool, options: Options) -> None:
+        self._torch = import_module("torch")
+        self._structures = import_module("detectron2.modeling.postprocessing")
+        self._transforms = import_module("detectron2.data.transforms")
+        self._model = model
+        self._resize = resize
+        self._rgb = rgb
+        self._options = options
+
+    @classmethod
+    def load(cls, options: Options, report: Report) -> PersonDetector:
+        """Build the configured detector and load its weights.
+
+        Raises:
+            ConfigurationError: the weights cannot be read or are another model's.
+        """
+        devices.prepare(options)
+        report(f"building {options.detector}")
+        config = vitdet_config() if options.detector == "vitdet" else regnety_config()
+        return cls.from_config(config, options.path(f"{options.detector}_weights"), options, report)
+
+    @classmethod
+    def from_config(cls, config: Any, weights: Path, options: Options, report: Report) -> PersonDetector:
+        """The detector of a detectron2 lazy ``config`` with the ``weights`` of a file."""
+        instantiate = import_module("detectron2.config").instantiate
+        with devices.without_initialisation():
+            model = instantiate(config.model)
+        report(f"reading {weights.name}")
+        half = {f"backbone.{name}" for name in devices.halved(model.backbone)}
+        devices.load_state(
+            model, read_weights(weights), options, report, source=weights, half=half, may_lack=_counts_batches
+        )
+        _run_backbone_in(model, options)
+        augmentations = instantiate(config.dataloader.test.mapper.augmentations)
+        resize = import_module("detectron2.data.transforms").AugmentationList(augmentations)
+        rgb = config.dataloader.test.mapper.image_format == "RGB"
+        return cls(model, resize, rgb, options)
+
+    def detect(self, frames: Sequence[Frame]) -> list[Detections]:
+        """People in each frame, best first.
+
+        ``extra`` of a frame: ``masks``, the text of each mask (`rle`); ``size`` [H, W] of the frame; ``padded``
+        (N, 4) float32, the boxes widened to 3:4; ``classes`` (N,) int64; ``index`` (N,) int64, each one's number
+        among the frame's people before the small ones were dropped.
+        """
+        found: list[Detections] = []
+        for start in range(0, len(frames), self._options.frames):
+            found += self._some(frames[start : start + self._options.frames])
+        devices.trim(self._options)
+        return found
+
+    def _some(self, frames: Sequence[Frame]) -> list[Detections]:
+        with self._torch.inference_mode():
+            inputs = [self._input(frame) for frame in frames]
+            images = self._model.preprocess_image(inputs)
+            features = self._model.backbone(images.tensor)
+            proposals, _ = self._model.proposal_generator(images, features, None)
+            heads = self._model.roi_heads
+            instances = [self._people(i) for i in heads._forward_box(features, proposals)]
+            instances = heads.forward_with_given_boxes(features, instances)
+            return [
+                self._detections(self._structures.detector_postprocess(one, own["height"], own["width"]), own)
+                for one, own in zip(instances, inputs, strict=True)
+            ]
+
+    def _input(self, frame: Frame) -> dict[str, Any]:
+        image = frame.image[:, :, ::-1] if self._rgb else frame.image
+        height, width = image.shape[:2]
+        scaled = self._resize(self._transforms.AugInput(image)).apply_image(image)
+        tensor = self._torch.as_tensor(scaled.astype("float32").transpose(2, 0, 1))
+        return {"image": tensor, "height": height, "width": width}
+
+    def _people(self, instances: Any) -> Any:
+        instances = instances[instances.pred_classes == PERSON]
+        return instances[instances.scores > self._options.min_score]
+
+    def _detections(self, instances: Any, own: Mapping[str, Any]) -> Detections:
+        boxes = instances.pred_boxes.tensor.float().cpu().numpy()
+        scores = instances.scores.float().cpu().numpy()
+        classes = instances.pred_classes.cpu().numpy()
+        width, height = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
+        large = np.flatnonzero(~((width < self._options.min_width) | (height < self._options.min_height)))
+        masks = [rle.encode(instances.pred_masks[int(person)].cpu().numpy()) for person in large]
+        boxes = boxes[large]
+        return Detections(
+            boxes,
+            scores[large],
+            {
+                "masks": masks,
+                "size": [own["height"], own["width"]],
+                "padded": np.asarray(widen(boxes), np.float32).reshape(-1, 4),
+                "classes": classes[large].astype(np.int64),
+                "index": large.astype(np.int64),
+            },
+        )
+
+
+def vitdet_config() -> Any:
+    """Cascade Mask R-CNN with ViTDet-H: detectron2's own project configuration, rebuilt from the model zoo's common
+    parts as 4D-Humans does (``configs/cascade_mask_rcnn_vitdet_h_75ep.py``), which ships with hmr2 and phalp."""
+    lazy = import_module("detectron2.config").LazyConfig
+    path = _beside_package("configs/cascade_mask_rcnn_vitdet_h_75ep.py")
+    config = lazy.load(str(path))
+    for predictor in config.model.roi_heads.box_predictors:
+        predictor.test_score_thresh = _VITDET_SCORE
+    return config
+
+
+def regnety_config() -> Any:
+    """The RegNetY Mask R-CNN of detectron2's new baselines."""
+    zoo = import_module("detectron2.model_zoo")
+    config = zoo.get_config("new_baselines/mask_rcnn_regnety_4gf_dds_FPN_400ep_LSJ.py")
+    config.model.roi_heads.box_predictor.test_score_thresh = _REGNETY_SCORE
+    config.model.roi_heads.box_predictor.test_nms_thresh = _REGNETY_NMS
+    return config
+
+
+def _beside_package(relative: str) -> Path:
+    from importlib.util import find_spec
+
+    for name in ("phalp", "hmr2"):
+        spec = find_spec(name)
+        for place in (spec.submodule_search_locations or ()) if spec else ():
+            if (Path(place) / relative).is_file():
+                return Path(place) / relative
+    raise ConfigurationError(
+        f"detector vitdet: neither phalp nor hmr2 is installed with its {relative}; see docs/humans4d.md, or set "
+        'detector = "regnety"'
+    )
+
+
+def read_weights(path: Path) -> Mapping[str, Any]:
+    """The weights by name in a file of detectron2's model zoo (a pickle of numpy arrays) or a torch checkpoint.
+
+    Raises:
+        ConfigurationError: unreadable.
+    """
+    if path.suffix == ".pkl":
+        try:
+            with path.open("rb") as file:
+                content = pickle.load(file, encoding="latin1")
+        except (OSError, EOFError, pickle.UnpicklingError, ValueError) as error:
+            raise ConfigurationError(f"cannot read {path} ({error}): remove it and fetch it again") from error
+    else:
+        content = devices.read_torch(path)
+    state: Mapping[str, Any] = content.get("model", content)
+    return state
+
+
+def _counts_batches(name: str) -> bool:
+    return name.endswith("num_batches_tracked") or name in ("pixel_mean", "pixel_std")
+
+
+def _run_backbone_in(model: Any, options: Options) -> None:
+    """Run the backbone, where nearly all the time goes, in the configured precision, and the rest in fp32: boxes
+    and masks at the edge of a threshold would tip otherwise."""
+    backbone = model.backbone
+    forward = devices.compiled(backbone.forward, options)
+    if options.dtype == "fp32":
+        backbone.forward = forward
+        return
+
+    def wrapped(images: Any) -> Any:
+        with devices.autocast(options):
+            features = forward(images)
+        return {name: feature.float() for name, feature in features.items()}
+
+    backbone.forward = wrapped

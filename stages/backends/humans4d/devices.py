@@ -1,0 +1,172 @@
+"""Device, precision and loading: what the detector and the mesh regressor share. Imports torch when called."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from stages.backends.humans4d.options import Options
+from stages.protocols import ConfigurationError, Report
+
+Tensor = Any
+Module = Any
+
+
+def prepare(options: Options) -> Any:
+    """Set threads and memory limits of this process; returns torch."""
+    torch = import_module("torch")
+    torch.set_num_threads(options.threads)
+    torch.set_grad_enabled(False)
+    if options.device.startswith("cuda"):
+        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.allow_tf32 = False
+        # Autotuning picks kernels by timing: another run could pick others, and results would differ by a bit.
+        torch.backends.cudnn.benchmark = False
+        if options.memory_fraction:
+            torch.cuda.set_per_process_memory_fraction(options.memory_fraction, torch.device(options.device))
+    return torch
+
+
+def precision(options: Options) -> Any:
+    """The torch dtype of the backbones, or None for fp32."""
+    torch = import_module("torch")
+    return {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}[options.dtype]
+
+
+def autocast(options: Options) -> AbstractContextManager[Any]:
+    """The context in which the backbones run."""
+    dtype = precision(options)
+    if dtype is None:
+        return nullcontext()
+    torch = import_module("torch")
+    context: AbstractContextManager[Any] = torch.autocast(options.device.partition(":")[0], dtype=dtype)
+    return context
+
+
+def trim(options: Options) -> None:
+    """Give the allocator's cached device memory back, where the options ask for it."""
+    if options.trim and options.device.startswith("cuda"):
+        import_module("torch").cuda.empty_cache()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether ``error`` is torch's out-of-memory error on the device."""
+    return type(error).__name__ == "OutOfMemoryError"
+
+
+@contextmanager
+def without_initialisation() -> Iterator[None]:
+    """Build modules whose weights are loaded right after: random initialisation of ViT-H alone takes longer than
+    reading it, and touches every page of memory that is never used."""
+    init = import_module("torch").nn.init
+    names = [name for name in dir(init) if name.endswith("_") and not name.startswith("_")]
+    before = {name: getattr(init, name) for name in names}
+
+    def nothing(tensor: Tensor, *_: Any, **__: Any) -> Tensor:
+        return tensor
+
+    for name in names:
+        setattr(init, name, nothing)
+    try:
+        yield
+    finally:
+        for name, function in before.items():
+            setattr(init, name, function)
+
+
+def halved(model: Module) -> set[str]:
+    """Names of the parameters of ``model`` that autocast would convert on every use: weights and biases of linear
+    and convolution layers. Kept in half precision they give the very same results at half the memory."""
+    torch = import_module("torch")
+    layers = (torch.nn.Linear, torch.nn.Conv2d, torch.nn.ConvTranspose2d)
+    return {
+        f"{prefix}.{name}" if prefix else name
+        for prefix, module in model.named_modules()
+        if isinstance(module, layers)
+        for name, _ in module.named_parameters(recurse=False)
+    }
+
+
+def load_state(
+    model: Module,
+    state: Mapping[str, Any],
+    options: Options,
+    report: Report,
+    *,
+    source: Path,
+    half: set[str],
+    may_lack: Callable[[str], bool],
+) -> None:
+    """Put ``state`` (tensors or numpy arrays by name) into ``model`` on the device, one tensor at a time.
+
+    A tensor is converted to its final dtype and place before the next is read, so that the peak is the finished
+    model and one tensor. On the CPU in fp32 a memory-mapped tensor is used where it lies.
+
+    Raises:
+        ConfigurationError: a parameter that ``may_lack`` does not excuse is missing or has another shape.
+    """
+    torch = import_module("torch")
+    device, dtype = torch.device(options.device), precision(options)
+    wanted = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    used = [name for name in wanted if name in state]
+    missing = [name for name, _ in model.state_dict().items() if name not in state and not may_lack(name)]
+    if missing:
+        raise ConfigurationError(
+            f"{source} lacks {len(missing)} of the model's weights ({', '.join(missing[:3])}, …): it is the file of "
+            "another model or version"
+        )
+    placed: dict[str, Tensor] = {}
+    total = sum(_count(state[name]) for name in used) or 1
+    done = 0
+    for name in used:
+        value = state[name]
+        tensor = value if isinstance(value, torch.Tensor) else torch.from_numpy(value)
+        if tuple(tensor.shape) != tuple(wanted[name].shape):
+            raise ConfigurationError(
+                f"{source}: {name} has shape {tuple(tensor.shape)}, the model wants {tuple(wanted[name].shape)}"
+            )
+        target = wanted[name].dtype
+        if dtype is not None and name in half:
+            target = dtype
+        placed[name] = tensor.to(device, target)
+        done += _count(value)
+        report(f"loading {source.name}", done / total)
+    model.load_state_dict(placed, strict=False, assign=True)
+    model.to(device)
+    model.requires_grad_(False)
+    model.eval()
+    gc.collect()
+
+
+def _count(value: Any) -> int:
+    size = value.numel() if hasattr(value, "numel") else value.size
+    return int(size)
+
+
+def read_torch(path: Path, device: str = "cpu") -> Any:
+    """A torch checkpoint, memory-mapped where its format allows.
+
+    Checkpoints of 4D-Humans and PHALP carry configuration objects, so they cannot be read with ``weights_only``;
+    like upstream this runs what the pickle says, so only files from a source you trust belong here.
+
+    Raises:
+        ConfigurationError: the file cannot be read.
+    """
+    torch = import_module("torch")
+    try:
+        try:
+            return torch.load(path, map_location=device, mmap=True, weights_only=False)
+        except RuntimeError:
+            # Files in the format before torch 1.6 cannot be mapped.
+            return torch.load(path, map_location=device, weights_only=False)
+    except (RuntimeError, OSError, EOFError, KeyError, ValueError) as error:
+        raise ConfigurationError(f"cannot read {path} ({error}): remove it and fetch it again") from error
+
+
+def compiled(model: Module, options: Options) -> Module:
+    """``model`` compiled with fixed shapes if the options ask for it."""
+    return import_module("torch").compile(model, dynamic=False) if options.compile else model

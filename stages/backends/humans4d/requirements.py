@@ -1,0 +1,165 @@
+"""Says in seconds what is missing for a stage, before anything heavy is imported or loaded.
+
+Packages are looked for without being imported; weights by their size; the device through the driver's library.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import pickle
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from stages.backends.humans4d.options import Options
+from stages.backends.humans4d.weights import FETCH_WAY, SMPL_WAY, Stage, WeightFile, files_of
+from stages.protocols import ConfigurationError
+
+HMR2_COMMIT = "6ec79656a23c33237c724742ca2a0ec00b398b53"
+PHALP_COMMIT = "96f7e6c09fb858ec3f597d59246c151ab4394bc3"
+DETECTRON2_COMMIT = "02b5c4e295e990042a714712c21dc79b731e8833"
+
+_EXTRA = "pip install 'poseward[humans4d]'"
+
+
+def _git(name: str, repository: str, commit: str) -> str:
+    return f"pip install --no-deps 'git+https://github.com/{repository}@{commit}' ({name} is not on the package index)"
+
+
+SOURCES: dict[str, str] = {
+    "hmr2": _git("hmr2", "shubham-goel/4D-Humans", HMR2_COMMIT),
+    "phalp": _git("this phalp", "brjathu/PHALP", PHALP_COMMIT),
+    "detectron2": _git("detectron2", "facebookresearch/detectron2", DETECTRON2_COMMIT),
+    "torch": "see https://pytorch.org for the build that fits the driver, then " + _EXTRA,
+    "torchvision": "see https://pytorch.org for the build that fits torch, then " + _EXTRA,
+    "pkg_resources": "pip install 'setuptools<81' (detectron2 still imports pkg_resources)",
+}
+
+PACKAGES: dict[Stage, tuple[str, ...]] = {
+    "detect": ("torch", "torchvision", "detectron2", "PIL", "pycocotools", "fvcore", "iopath", "omegaconf", "hydra",
+               "cloudpickle", "yacs", "termcolor", "tabulate", "matplotlib", "tqdm", "pkg_resources"),
+    "mesh": ("torch", "torchvision", "hmr2", "phalp", "pytorch_lightning", "yacs", "einops", "timm", "smplx", "scipy",
+             "pyrender", "trimesh"),
+    "track": ("torch", "phalp", "scipy", "einops", "smplx", "omegaconf", "rich", "dill"),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is missing: ``what`` it is and the ``way`` out."""
+
+    what: str
+    way: str
+
+    def __str__(self) -> str:
+        return f"{self.what}; {self.way}"
+
+
+def check(stage: Stage, options: Options) -> None:
+    """Raise `ConfigurationError` naming everything that ``stage`` lacks; returns when nothing is lacking."""
+    found = problems(stage, options)
+    if found:
+        raise ConfigurationError(f"backend humans4d, {stage}: " + "\n  ".join(str(p) for p in found))
+
+
+def problems(stage: Stage, options: Options) -> list[Problem]:
+    """Everything that ``stage`` lacks: packages, weights, device. Imports torch only if all packages are there and
+    the device is CUDA."""
+    found = [p for name in PACKAGES[stage] if (p := _package(name)) is not None]
+    if "phalp" in PACKAGES[stage] and not found:
+        found += _phalp()
+    if not any(p.what.startswith("no package torch,") for p in found):
+        found += _device(options)
+    found += [p for f in files_of(stage, options.detector) if (p := file_problem(f, options.path(f.option)))]
+    return found
+
+
+def _package(name: str) -> Problem | None:
+    try:
+        present = importlib.util.find_spec(name) is not None
+    except (ImportError, ValueError):
+        present = False
+    if present:
+        return None
+    way = SOURCES.get(name, _EXTRA)
+    return Problem(f"no package {name}, which {_interpreter()} does not find", way)
+
+
+def _interpreter() -> str:
+    import sys
+
+    return sys.executable or "this interpreter"
+
+
+def _phalp() -> list[Problem]:
+    """The release on the package index carries the same name and version as the repository's head, so the only
+    way to tell them apart is to look for a module that came later."""
+    spec = importlib.util.find_spec("phalp")
+    places = list(spec.submodule_search_locations or ()) if spec is not None else []
+    if any((Path(place) / "models" / "predictor" / "pose_transformer_v2.py").is_file() for place in places):
+        return []
+    return [
+        Problem(
+            f"the phalp in {places[0] if places else 'the path'} is the 2022 release from the package index, an older, "
+            "incompatible program",
+            "pip uninstall phalp, then " + SOURCES["phalp"],
+        )
+    ]
+
+
+def _device(options: Options) -> list[Problem]:
+    if options.device == "cpu":
+        return []
+    way = 'install a CUDA build of torch and check `nvidia-smi`, or set device = "cpu" for this stage'
+    torch = importlib.import_module("torch")
+    if not torch.cuda.is_available():
+        build = getattr(torch.version, "cuda", None)
+        why = (
+            "this torch is built without CUDA" if build is None else f"torch (CUDA {build}) sees no GPU or driver"
+        )
+        return [Problem(f"device = {options.device!r}, but {why}", way)]
+    index = int(options.device.partition(":")[2] or 0)
+    if index >= torch.cuda.device_count():
+        return [Problem(f"device = {options.device!r}, but there are {torch.cuda.device_count()} GPUs", way)]
+    if options.dtype == "bf16" and not torch.cuda.is_bf16_supported():
+        return [Problem("dtype = 'bf16', which this GPU lacks", 'set dtype = "fp16"')]
+    return []
+
+
+def file_problem(file: WeightFile, path: Path) -> Problem | None:
+    """What is wrong with one weight file: missing, cut off, or not of the kind its name says. None if nothing."""
+    way = (
+        SMPL_WAY
+        if file.url is None
+        else f"{FETCH_WAY} (from {file.url}); or name it with the option {file.option}"
+    )
+    if not path.is_file():
+        partial = path.with_name(path.name + ".part")
+        begun = f" ({partial.stat().st_size >> 20} MB of it were downloaded before)" if partial.is_file() else ""
+        return Problem(f"no file {path}{begun}", way)
+    size = path.stat().st_size
+    # A file that the user names may be another one than upstream's; the size is known for upstream's only.
+    least = file.at_least if path == Path.home() / file.default else 1
+    if size < least:
+        return Problem(
+            f"{path} has {size} bytes, at least {least} are expected: a download broke off",
+            f"remove it; {way}",
+        )
+    if not _whole(path):
+        return Problem(f"{path} is damaged: its end is missing", f"remove it; {way}")
+    return None
+
+
+def _whole(path: Path) -> bool:
+    """Whether a file's end is there, by its kind: zip archives (torch, npz) have their directory at the end, pickles
+    a stop mark. Reads a few kilobytes."""
+    with path.open("rb") as file:
+        start = file.read(4)
+        file.seek(-1, 2)
+        last = file.read(1)
+    if start[:2] == b"PK":
+        return zipfile.is_zipfile(path)
+    if path.suffix == ".pkl" and start[:1] == pickle.PROTO:
+        return last == pickle.STOP
+    return True
