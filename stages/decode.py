@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from stages.loop import StageLoop
+from stages.loop import CORRUPT, StageLoop
 from stages.records import Failure
 from stages.recovery import WHOLE_JOB
 from stages.ring import Ring, SlotEntry
@@ -55,7 +55,6 @@ class Reading:
     """None until the owner says from which frame on."""
     next_frame: int = 0
     ended: bool = False
-    skipped: dict[int, str] = field(default_factory=dict)
 
 
 class Decode:
@@ -70,6 +69,7 @@ class Decode:
         self._readings: dict[int, Reading] = {}
         self._pending: dict[tuple[int, int], Pending] = {}  # in the order of emission
         self._replay: list[Pending] = []
+        self._skipped: dict[int, dict[int, str]] = {}
         found = ring.entries()
         self._free = sorted(set(range(ring.slots)) - {entry.slot for entry in found}, reverse=True)
         self._found: dict[tuple[int, int], SlotEntry] = {(entry.job, entry.frame): entry for entry in found}
@@ -97,8 +97,8 @@ class Decode:
             self._go(job, int(payload["start"]))
         elif kind == "commit":
             self._commit(job, int(payload["next"]))
-        elif kind == "skip" and job in self._readings:
-            self._readings[job].skipped[int(payload["frame"])] = str(payload["reason"])
+        elif kind == "skip":  # may come before the job is open
+            self._skipped.setdefault(job, {})[int(payload["frame"])] = str(payload["reason"])
         elif kind == "drop":
             self._drop(job)
 
@@ -141,6 +141,7 @@ class Decode:
                 self._forget(key)
 
     def _drop(self, job: int) -> None:
+        self._skipped.pop(job, None)
         reading = self._readings.pop(job, None)
         if reading is not None:
             reading.source.close()
@@ -180,23 +181,24 @@ class Decode:
         work = [[reading.job, frame]]
         started = time.perf_counter()
         with self._link.working({"stage": "decode", "work": work, "batch": 1}):
-            corrupt = self._faults.before([frame]) == "corrupt"
-            reason = reading.skipped.get(frame)
+            reason = self._skipped.get(reading.job, {}).get(frame)
+            corrupt = reason is None and self._faults.before([frame]) == "corrupt"
             decoded = self._jump(reading, reason) if reason is not None else next(reading.frames, None)
             if decoded is None:
                 self._end(reading)
                 return
             pending = Pending(reading.job, decoded.index, decoded.time, failed=decoded.failure)
-            if decoded.image is not None and not corrupt:
+            if decoded.image is not None:
                 pending.slot = self._free.pop()
                 pending.generation = self._ring.write(
                     pending.slot, reading.job, decoded.index, decoded.time, decoded.image
                 )
-            elif corrupt:
-                self._link.send("corrupt", {"reason": "fault injection"})
         reading.next_frame = decoded.index + 1
         self._pending[pending.job, pending.frame] = pending
-        self._emit(pending)
+        if corrupt:
+            self._loop.send(CORRUPT)
+        else:
+            self._emit(pending)
         seconds = time.perf_counter() - started
         self._link.send("worked", {"job": reading.job, "count": 1, "seconds": seconds})
 

@@ -20,6 +20,9 @@ Control = Callable[[str, dict[str, Any]], None]
 IDLE_POLL = 1.0
 """Seconds an idle stage sleeps at most: sockets wake it, this only bounds what a missed wake-up costs."""
 
+CORRUPT = b"\xc1 not a message"
+"""What the fault injection ``corrupt`` sends instead of a message."""
+
 
 class StageLoop:
     """The sockets of one stage and its epoch.
@@ -47,11 +50,6 @@ class StageLoop:
         self._on_control = on_control
         self._on_epoch = on_epoch
         self._outbox: deque[bytes] = deque()
-
-    @property
-    def full(self) -> bool:
-        """Something still waits to be sent: take no new work before it is gone."""
-        return bool(self._outbox)
 
     def control(self) -> None:
         """Handle every control message that has arrived, without waiting."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from stages.faults import FaultPlan
-from stages.loop import StageLoop
+from stages.loop import CORRUPT, StageLoop
 from stages.pipes import Receiver
 from stages.protocols import find_backend
 from stages.records import Detections, Failure, Frame
@@ -20,8 +20,6 @@ from supervisor.child import Link
 
 Process = Callable[[list[Frame], list[FrameMessage]], None]
 """Runs a batch and writes what it found into the messages."""
-
-CORRUPT = b"\xc1 not a message"
 
 
 def main(link: Link, values: Mapping[str, Any]) -> None:

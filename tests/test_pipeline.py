@@ -94,7 +94,7 @@ def test_chaos_leaves_the_results_byte_identical(clip: Path, undisturbed: bytes,
     "fault",
     [
         "detect:raise@11", "mesh:raise@0", "decode:raise@20", "track:raise@20", "mesh:kill@13",
-        "decode:segv@9", "detect:hang@17", "mesh:oom@21", "mesh:corrupt@22", "detect:corrupt@5",
+        "decode:segv@9", "detect:hang@17", "mesh:oom@21", "mesh:corrupt@22", "detect:corrupt@5", "decode:corrupt@6",
         "track:kill@59",
     ],
 )  # fmt: skip
