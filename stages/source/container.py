@@ -13,6 +13,9 @@ from stages.source.base import SourceError, too_large
 UNTRUSTED_FORMATS = frozenset(("hls", "dash", "concat", "imf", "image2", "tty", "lrc", "sdp", "rtsp"))
 """Lists that name other files or addresses, and text that is drawn as pictures: not videos."""
 
+DECODER_PADDING = 1 << 22
+"""Pixels that a decoder's own buffers may take beyond the frame: a tight limit would refuse small frames."""
+
 
 def open_stream(path: Path, max_pixels: int, threads: int) -> tuple[Any, Any]:
     """The opened container, to be closed by the caller, and its first video stream, set up for decoding.
@@ -50,7 +53,7 @@ def _video_stream(container: Any, path: Path, max_pixels: int, threads: int) -> 
     # Frame threads stop without a word where a file is damaged; slice threads report it.
     context.thread_type = "SLICE"
     context.thread_count = threads
-    context.options = {"max_pixels": str(max_pixels)}
+    context.options = {"max_pixels": str(2 * max_pixels + DECODER_PADDING)}
     return stream
 
 

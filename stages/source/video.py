@@ -56,9 +56,6 @@ class Damage:
 Numbered: TypeAlias = tuple[int, Any]
 """A frame's number, and its packet or what was decoded from it."""
 
-DECODER_PADDING = 1 << 22
-"""Pixels that a decoder's buffers may take beyond the frame itself."""
-
 
 class VideoSource:
     """A video file. Constructing it reads the packets once and decodes the first frames.
