@@ -57,6 +57,6 @@ BACKEND = Backend(
     preload={
         "detect": ("numpy", "cv2", "msgpack", "ai_edge_litert.interpreter", "stages.backends.blazepose.detector"),
         "mesh": ("numpy", "cv2", "msgpack", "ai_edge_litert.interpreter", "stages.backends.blazepose.landmarks"),
-        "track": ("numpy", "msgpack"),
+        "track": ("numpy", "msgpack", "scipy.optimize", "stages.backends.blazepose.tracker"),
     },
 )
