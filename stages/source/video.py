@@ -38,6 +38,10 @@ DEFAULT_RATE = 30.0
 MAX_STEPS_BACK = 3
 """Key frames to go back from one that does not give a picture by itself (streams refreshed gradually)."""
 
+SEEKABLE_FORMATS = frozenset(("mov", "matroska", "mpegts", "avi", "flv", "asf"))
+"""Formats that store a time with every packet. In others a packet's time depends on where reading began, so
+there all packets are read, though not decoded, from the first on."""
+
 NOT_CODED = frozenset(("mpeg4",))
 """Codecs in which a packet may say that nothing has changed, and become no frame."""
 
@@ -292,7 +296,7 @@ class VideoSource:
 
     def _seek(self, container: Any, stream: Any, key: int) -> Iterator[Any]:
         """Packets from somewhere not behind that key frame: what containers call seeking is only a hint."""
-        if key:
+        if key and SEEKABLE_FORMATS & set(container.format.name.split(",")):
             for target in self._index.keys[[key, key - 1]]:
                 try:
                     container.seek(int(self._index.stamps[target]), stream=stream, backward=True)
