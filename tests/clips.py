@@ -112,9 +112,9 @@ def write_audio(path: Path, seconds: float = 1.0) -> Path:
 
 
 def cut(source: Path, target: Path, keep: float) -> Path:
-    """Copy the first ``keep`` (0 to 1) of a file."""
+    """Copy the first ``keep`` (0 to 1) of a file, an odd number of bytes: no format's packets end there."""
     data = source.read_bytes()
-    target.write_bytes(data[: int(len(data) * keep)])
+    target.write_bytes(data[: int(len(data) * keep) | 1])
     return target
 
 

@@ -25,18 +25,23 @@ IMAGE_SUFFIXES = frozenset(
 )  # fmt: skip
 """Endings that count as an image even if the content does not: a damaged one is reported, not overlooked."""
 
+IMAGE_BRANDS = frozenset((b"avif", b"heic", b"heix", b"mif1"))
+"""Of the files that are built like MP4: the brands that are single images."""
+
 
 def is_image(path: Path) -> bool:
     """Whether the file's content is an image (animations count as videos)."""
     with path.open("rb") as file:
-        start = file.read(4)
-    return start != b"GIF8" and bool(cv2.haveImageReader(str(path)))
+        start = file.read(12)
+    if start.startswith(b"GIF8") or (start[4:8] == b"ftyp" and start[8:] not in IMAGE_BRANDS):
+        return False  # OpenCV takes the start of some MP4 files for an image
+    return bool(cv2.haveImageReader(str(path)))
 
 
-def natural_key(name: str) -> list[tuple[int, int, str]]:
-    """Sorts frame_2 before frame_10."""
+def natural_key(name: str) -> tuple[list[tuple[int, int, str]], str]:
+    """Sorts frame_2 before frame_10; names that differ only in zeros have an order too."""
     parts = re.split(r"(\d+)", name)
-    return [(0, int(p), "") if p.isdigit() and p.isascii() else (1, 0, p) for p in parts]
+    return [(0, int(p), "") if p.isdigit() and p.isascii() else (1, 0, p) for p in parts], name
 
 
 class ImageSource:
