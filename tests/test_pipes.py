@@ -152,3 +152,11 @@ def test_a_path_too_long_says_which_setting_helps(context: zmq.Context[Any], tmp
 def test_a_missing_folder_is_named(context: zmq.Context[Any], tmp_path: Path) -> None:
     with pytest.raises(PipePathError, match="runtime_dir"):
         Receiver(context, tmp_path / "nowhere" / "a.pipe", 2)
+
+
+def test_the_transport_bench_compares_all_ways() -> None:
+    command = [sys.executable, "-m", "bench.transport", "--frames", "8", "--rounds", "1"]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert found.returncode == 0, found.stderr
+    for way in ("plain copy", "ring + pipes", "ZeroMQ by value", "multiprocessing.Queue"):
+        assert way in found.stdout
