@@ -112,6 +112,18 @@ def test_times_count_from_the_first_frame(tmp_path: Path, suffix: str) -> None:
     assert times == pytest.approx([n / 30 for n in range(10)], abs=1e-3)
 
 
+@pytest.mark.parametrize("hidden", [5, 12, 28])
+def test_a_trimmed_video_starts_where_it_was_trimmed_to(tmp_path: Path, hidden: int) -> None:
+    """As phones cut: the frames before the first shown one stay in the file, since later ones build on them."""
+    path = write_clip(tmp_path / "a.mp4", 50, gop=10, stamps=[n - hidden for n in range(50)])
+    source = opened(path)
+    assert source.info.frames == 50 - hidden
+    whole = assert_same_from_anywhere(source, 3)
+    assert [number_of(frame.image) for frame in whole] == list(range(hidden, 50))  # type: ignore[arg-type]
+    assert whole[0].time == 0.0
+    assert source.info.fps == 30.0
+
+
 @pytest.mark.parametrize("rotation", [90, 180, 270])
 def test_rotation_metadata_is_applied(tmp_path: Path, rotation: int) -> None:
     path = write_clip(tmp_path / "phone.mov", 6, rotation=rotation)

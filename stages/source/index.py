@@ -22,7 +22,11 @@ MAX_REORDER = 64
 
 @dataclass(frozen=True)
 class PacketIndex:
-    """One entry for each packet that becomes a frame, 16 bytes each.
+    """One entry for each packet of the video, 16 bytes each.
+
+    Frames are numbered by presentation here, from the file's very first. Of these, ``first`` to before
+    ``end`` are shown: a video that was trimmed without coding it anew still has what others build on. There
+    are ``count`` frames to show.
 
     ``stamps`` (n,) int64: presentation times in units of the stream's time base, rising. ``order`` (n,) int32:
     the frame, by presentation, that the packet at a position in the file becomes; ``position`` is its
@@ -32,6 +36,8 @@ class PacketIndex:
     """
 
     count: int
+    first: int
+    end: int
     exact: bool
     stamps: npt.NDArray[np.int64]
     order: npt.NDArray[np.int32]
@@ -44,7 +50,7 @@ class PacketIndex:
         if stamp is None:
             return None
         found = int(np.searchsorted(self.stamps, stamp))
-        return found if found < self.count and self.stamps[found] == stamp else None
+        return found if found < len(self.stamps) and self.stamps[found] == stamp else None
 
     def key_before(self, frame: int) -> int | None:
         """Which of ``keys`` to start from for ``frame``; None for frames before the first."""
@@ -52,16 +58,16 @@ class PacketIndex:
         return found if found >= 0 else None
 
     def next_key(self, frame: int) -> int:
-        """The first key frame after ``frame``, or the count of frames."""
+        """The first key frame after ``frame``, or the end of what is shown."""
         found = bisect_right(self.keys, frame)
-        return int(self.keys[found]) if found < len(self.keys) else self.count
+        return min(int(self.keys[found]), self.end) if found < len(self.keys) else self.end
 
     def harmed_from(self, frame: int) -> int:
         """The first frame, by presentation, that may be decoded from the packet of ``frame``: frames shown
         earlier may refer to one shown later."""
         begin = int(self.position[frame])
         following = bisect_right(self.keys, begin, key=lambda key: int(self.position[key]))
-        end = int(self.position[self.keys[following]]) if following < len(self.keys) else self.count
+        end = int(self.position[self.keys[following]]) if following < len(self.keys) else len(self.order)
         return int(self.order[begin : min(end, begin + MAX_REORDER)].min())
 
     def leans_on(self, frame: int) -> int:
@@ -71,45 +77,50 @@ class PacketIndex:
 
 
 def packets_of(container: Any, stream: Any) -> Iterator[Any]:
-    """Packets that become frames, until the end or until the container cannot be read on."""
+    """Packets with something in them, until the end or until the container cannot be read on."""
     with contextlib.suppress(av.FFmpegError):
         yield from _packets(container, stream)
 
 
 def _packets(container: Any, stream: Any) -> Iterator[Any]:
     for packet in container.demux(stream):
-        if packet.size and not packet.is_discard:
+        if packet.size:
             yield packet
 
 
 def read_index(container: Any, stream: Any, path: Path) -> PacketIndex:
     """Read all packets of ``stream`` of the freshly opened ``container``, which is the file ``path``."""
-    stamps, keys = array("q"), array("q")
+    stamps, keys, shows = array("q"), array("q"), array("b")
     distinct, broken = True, None
     try:
         for place, packet in enumerate(_packets(container, stream)):
             distinct &= packet.pts is not None
             stamps.append(packet.pts if packet.pts is not None else place)
+            shows.append(not packet.is_discard)
             if packet.is_keyframe:
                 keys.append(place)
     except av.FFmpegError as error:
         broken = f"the file cannot be read beyond frame {len(stamps)}: {error.strerror}"
-    count = len(stamps)
-    shown = np.asarray(stamps, np.int64)
-    position = np.argsort(shown, kind="stable").astype(np.int32)
-    order = np.empty(count, np.int32)
-    order[position] = np.arange(count, dtype=np.int32)
-    shown = shown[position]
-    starts = order[np.asarray(keys or [0] * bool(count), np.int64)]
-    distinct = distinct and count > 0 and bool(np.all(np.diff(shown) > 0))
+    total, count = len(stamps), sum(shows)
+    times = np.asarray(stamps, np.int64)
+    position = np.argsort(times, kind="stable").astype(np.int32)
+    order = np.empty(total, np.int32)
+    order[position] = np.arange(total, dtype=np.int32)
+    times = times[position]
+    starts = order[np.asarray(keys or [0] * bool(total), np.int64)]
+    shown = np.flatnonzero(np.asarray(shows, np.int8)[position])
+    first, end = (int(shown[0]), int(shown[-1]) + 1) if count else (0, 0)
+    distinct = distinct and bool(np.all(np.diff(times) > 0))
     exact = (
         distinct
-        and int(np.abs(order - np.arange(count)).max()) <= MAX_REORDER
+        and count == end - first > 0
+        and int(np.abs(order - np.arange(total)).max()) <= MAX_REORDER
         and bool(np.all(np.diff(starts) > 0))
     )
     if not distinct:
-        shown = np.empty(0, np.int64)
-    return PacketIndex(count, exact, shown, order, position, starts, broken or _cut(stream, count, path))
+        times = np.empty(0, np.int64)
+    promised = broken or _cut(stream, total, path)
+    return PacketIndex(count, first, end, exact, times, order, position, starts, promised)
 
 
 def _cut(stream: Any, count: int, path: Path) -> str | None:

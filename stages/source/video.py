@@ -104,7 +104,7 @@ class VideoSource:
             frames=count if self._exact else None,
             rotation=self._rotation,
             codec=codec,
-            duration=self._time(count - 1) + 1 / fps if self._exact else count / fps,
+            duration=self._time(self._index.end - 1) + 1 / fps if self._exact else count / fps,
         )
 
     def frames(self, start: int = 0) -> Iterator[Decoded]:
@@ -128,7 +128,7 @@ class VideoSource:
         self._ordered = self._exact
         for key in range(min(len(self._index.keys), PROBED_KEYS) if self._exact else 0):
             wanted, found, clean = self._probe_from(key)
-            if clean:
+            if clean and wanted:
                 numbers = [number for number, _ in found if number is not None]
                 self._ordered = all(a < b for a, b in pairwise(numbers))
                 # One or two may be lost to damage that nobody noticed; half of them are if two packets make
@@ -151,8 +151,8 @@ class VideoSource:
             container, stream = self._open(stack)
             packets = itertools.islice(self._packets_from(container, stream, key), PROBED_PACKETS)
             try:
-                for _, packet in packets:
-                    wanted += 1
+                for number, packet in packets:
+                    wanted += self._index.first <= number < self._index.end
                     frames += packet.decode()
                 frames += stream.codec_context.decode(None)
             except av.FFmpegError:
@@ -162,20 +162,20 @@ class VideoSource:
 
     def _nominal_rate(self, claimed: float | None) -> float:
         """The header's rate, unless the frames' times say otherwise (a variable rate)."""
-        span = self._time(self._index.count - 1) if self._exact else 0.0
+        span = self._time(self._index.end - 1) if self._exact else 0.0
         mean = (self._index.count - 1) / span if span > 0 else None
         if claimed is None or (mean is not None and abs(mean - claimed) > 0.02 * mean):
             return mean or claimed or DEFAULT_RATE
         return claimed
 
     def _time(self, frame: int) -> float:
-        return float(self._index.stamps[frame] - self._index.stamps[0]) * self._time_base
+        return float(self._index.stamps[frame] - self._index.stamps[self._index.first]) * self._time_base
 
     # -- by presentation time ----------------------------------------------------------------------------
 
     def _by_time(self, start: int) -> Iterator[Decoded]:
-        expected = start
-        while expected < self._index.count:
+        expected = start + self._index.first
+        while expected < self._index.end:
             if self._index.key_before(expected) is None:
                 yield self._failed(expected, "it stands before the first key frame")
                 expected += 1
@@ -191,15 +191,15 @@ class VideoSource:
                     yield self._failed(number, item.reason)
                 return max(item.resume, expected)
             number, frame = item
-            if number < expected:
+            if not expected <= number < self._index.end:
                 continue
             for lost in range(expected, number):
                 yield self._failed(lost, NO_PICTURE)
-            yield self._picture(number, frame)
+            yield self._picture(number - self._index.first, self._time(number), frame)
             expected = number + 1
-        for lost in range(expected, self._index.count):
+        for lost in range(expected, self._index.end):
             yield self._failed(lost, NO_PICTURE)
-        return self._index.count
+        return self._index.end
 
     def _begin(self, start: int) -> Iterator[Numbered | Damage]:
         """Decode from the key frame before ``start``, or from an earlier one if that gives no picture yet."""
@@ -251,7 +251,7 @@ class VideoSource:
             try:
                 container, stream = self._open(stack)
             except SourceError as error:  # gone or changed since it was opened first
-                yield Damage(0, self._index.count, str(error))
+                yield Damage(0, self._index.end, str(error))
                 return
             self._running = stack
             refused: Damage | None = None
@@ -282,7 +282,8 @@ class VideoSource:
 
     def _damage(self, frame: int, reason: str) -> Damage:
         first, resume = self._index.harmed_from(frame), self._index.next_key(frame)
-        return Damage(first, resume, f"the file is damaged at frames {first} to {resume - 1}: {reason}")
+        begin, end = max(first - self._index.first, 0), resume - 1 - self._index.first
+        return Damage(first, resume, f"the file is damaged at frames {begin} to {end}: {reason}")
 
     def _packets_from(self, container: Any, stream: Any, key: int) -> Iterator[Numbered]:
         """The packets from that of the ``key``-th key frame on, without those that need what is before it."""
@@ -335,7 +336,7 @@ class VideoSource:
                     why = f"the file is damaged here: {reason or 'an earlier frame that it builds on is'}"
                     yield Decoded(number, time, None, why)
                 else:
-                    yield self._picture(number, frame, time)
+                    yield self._picture(number, time, frame)
             self._running = None
 
     def _counted_time(self, number: int, frame: Any, before: float) -> float:
@@ -344,8 +345,8 @@ class VideoSource:
             stamp = float(frame.pts - self._start) * self._time_base
             if stamp > before:
                 return stamp
-        elif not self._ordered and number < len(self._index.stamps):
-            return self._time(number)
+        elif not self._ordered and number + self._index.first < len(self._index.stamps):
+            return self._time(number + self._index.first)
         return before + 1 / self.info.fps if number else 0.0
 
     def _decode_all(
@@ -369,8 +370,7 @@ class VideoSource:
 
     # -- frames ----------------------------------------------------------------------------------------
 
-    def _picture(self, number: int, frame: Any, time: float | None = None) -> Decoded:
-        time = self._time(number) if time is None else time
+    def _picture(self, number: int, time: float, frame: Any) -> Decoded:
         if (frame.height, frame.width) != self._shape:
             height, width = self._shape
             size = f"{frame.width}x{frame.height} in a video of {width}x{height}"
@@ -382,7 +382,7 @@ class VideoSource:
         return Decoded(number, time, _upright(image, self._rotation))
 
     def _failed(self, number: int, reason: str) -> Decoded:
-        return Decoded(number, self._time(number), None, reason)
+        return Decoded(number - self._index.first, self._time(number), None, reason)
 
 
 def _upright(image: U8, rotation: int) -> U8:
