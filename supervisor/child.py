@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import faulthandler
-import hashlib
 import importlib
 import json
 import os
@@ -19,14 +18,14 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import msgpack
 import zmq
 
+from supervisor.fingerprint import fingerprint
 from supervisor.recorder import FlightRecorder
 
 BEAT = 0.25
@@ -164,14 +163,16 @@ class Link:
         poller.register(lifeline, zmq.POLLIN | zmq.POLLERR)
         while True:
             late = time.monotonic() - self._moved if self._busy else 0.0
-            beat = {
-                "t": "beat",
-                "late": late,
-                "busy": self._busy,
-                "rss": _resident(),
-                "metrics": self._metrics,
-            }
-            socket.send(msgpack.packb(beat), zmq.NOBLOCK)
+            # Whatever is wrong at this moment, this thread must live on: it watches the lifeline as well.
+            with suppress(zmq.Again, MemoryError, OSError):
+                beat = {
+                    "t": "beat",
+                    "late": late,
+                    "busy": self._busy,
+                    "rss": _resident(),
+                    "metrics": dict(self._metrics),
+                }
+                socket.send(msgpack.packb(beat), zmq.NOBLOCK)
             if poller.poll(int(BEAT * 1000)):
                 # The supervisor is gone, however it went. Nobody is left to clean up after this group.
                 os.killpg(0, signal.SIGKILL)
@@ -180,16 +181,6 @@ class Link:
 def _resident() -> int:
     with open("/proc/self/statm", "rb") as statm:
         return int(statm.read().split()[1]) * resource.getpagesize()
-
-
-def fingerprint(roots: list[str]) -> dict[str, str]:
-    """The loaded source files below ``roots`` and the SHA-256 of what is on disk at this moment."""
-    found = {}
-    for module in list(sys.modules.values()):
-        path = getattr(module, "__file__", None)
-        if path and path.endswith(".py") and any(Path(path).is_relative_to(root) for root in roots):
-            found[path] = hashlib.sha256(Path(path).read_bytes()).hexdigest()
-    return found
 
 
 def run(boot: Boot) -> int:
@@ -208,6 +199,9 @@ def run(boot: Boot) -> int:
         getattr(importlib.import_module(module), function)(link, boot.config)
     except BaseException as error:  # noqa: BLE001 - whatever it was, the supervisor must hear of it
         reserve.clear()
+        if isinstance(error, SystemExit) and error.code in (None, 0):
+            link.close()
+            return 0
         status = _status_of(error)
         text = "".join(traceback.format_exception(error))
         report = {"reason": f"{type(error).__name__}: {error}"[:2000], "traceback": text[-20_000:]}
@@ -228,7 +222,10 @@ def _prepare(boot: Boot) -> None:
     if os.getpgrp() != os.getpid():
         os.setsid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the owner, who stops its children in order
-    os.nice(boot.nice)
+    try:
+        os.nice(boot.nice)
+    except PermissionError:
+        print(f"niceness {boot.nice} needs a privilege that this user lacks; left as it was", file=sys.stderr)
     if boot.address_space is not None:
         resource.setrlimit(resource.RLIMIT_AS, (boot.address_space, boot.address_space))
     faulthandler.enable()

@@ -50,7 +50,7 @@ def classify(
         kernel_oom: the kernel's out-of-memory killer has struck in this control group meanwhile.
     """
     code = os.waitstatus_to_exitcode(status) if status is not None else -signal.SIGKILL
-    told: dict[str, Any] = json.loads(report) if report else {}
+    told = _parsed(report)
     number = -code if code < 0 else None
     if number is not None:
         kind, reason = ExitKind.SIGNAL, f"killed by {signal_name(number)}"
@@ -71,6 +71,14 @@ def classify(
         activity=activity, traceback=told.get("traceback"), stderr_tail=tuple(stderr_tail),
         stack_dump=stack_dump or None, lifetime=lifetime,
     )  # fmt: skip
+
+
+def _parsed(report: bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(report) if report else {}
+    except ValueError:  # it died while it wrote this
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def oom_kills() -> int:

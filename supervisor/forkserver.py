@@ -20,8 +20,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from supervisor.child import PR_SET_NAME, PR_SET_PDEATHSIG, Boot, run
+from supervisor.fingerprint import fingerprint, inherit
 
 LARGEST_REQUEST = 1 << 18
+LARGEST_ANSWER = 1 << 16
+FILES_PER_ANSWER = 200
+ROOTS_VARIABLE = "POSEWARD_CODE_ROOTS"
 MOST_FDS = 64
 
 
@@ -32,15 +36,22 @@ class ForkServer:
         OSError: the interpreter cannot be started.
     """
 
-    def __init__(self, python: str, env: Mapping[str, str], preload: Sequence[str], stderr: int) -> None:
+    def __init__(
+        self, python: str, env: Mapping[str, str], preload: Sequence[str], code_roots: Sequence[str], stderr: int
+    ) -> None:
         self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._next = 0
         self.dead = False
+        self.proven = False
+        """It has started a child: its imports work."""
+        self.loaded: dict[str, str] = {}
+        """Fingerprint of the code that its children will run."""
         with theirs:
             theirs.set_inheritable(True)
             self._process = subprocess.Popen(
                 [python, "-m", "supervisor.forkserver", str(theirs.fileno()), str(os.getpid()), *preload],
-                env=dict(env), pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=stderr,
+                env={**env, ROOTS_VARIABLE: json.dumps(list(code_roots))},
+                pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=stderr,
                 stderr=stderr, start_new_session=True,
             )  # fmt: skip
         self.socket.setblocking(False)
@@ -61,11 +72,12 @@ class ForkServer:
         return self._next
 
     def answers(self) -> list[dict[str, Any]]:
-        """What has come in: ``{"request", "pid"}`` for a start, ``{"pid", "status"}`` for an end."""
+        """What has come in: ``{"request", "pid"}`` for a start, ``{"pid", "status"}`` for an end,
+        and before all others ``{"loaded"}``, a part of its code's fingerprint."""
         found: list[dict[str, Any]] = []
         while not self.dead:
             try:
-                data = self.socket.recv(4096)
+                data = self.socket.recv(LARGEST_ANSWER)
             except BlockingIOError:
                 break
             except OSError:
@@ -158,7 +170,13 @@ def main() -> None:
         except ImportError as error:
             # The child will meet it too, and reports it with its own name on it.
             print(f"fork server: {module} not preloaded: {error}", file=sys.stderr)
+    loaded = fingerprint(json.loads(os.environ.pop(ROOTS_VARIABLE, "[]")))
+    inherit(loaded)
     with socket.socket(fileno=int(connection_fd)) as connection:
+        files = list(loaded.items())
+        for start in range(0, len(files), FILES_PER_ANSWER):
+            part = dict(files[start : start + FILES_PER_ANSWER])
+            connection.send(json.dumps({"loaded": part}).encode())
         serve(connection)
 
 

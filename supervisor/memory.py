@@ -36,8 +36,11 @@ class Nvml:
         self._ready = False
 
     def devices(self) -> Sequence[DeviceMemory]:
-        import pynvml
-
+        try:
+            import pynvml
+        except ImportError as error:
+            self.problem = str(error)
+            return ()
         try:
             if not self._ready:
                 pynvml.nvmlInit()

@@ -51,9 +51,15 @@ class RestartTracker:
             self._streak = 0
             self._open_until = now + policy.cooldown
             return Decision(policy.cooldown, True)
-        delay = min(policy.max_delay, policy.base_delay * policy.factor**self._streak)
+        delay = self._backoff()
         self._streak += 1
         return Decision(delay * self._rng.uniform(1 - policy.jitter, 1 + policy.jitter), False)
+
+    def _backoff(self) -> float:
+        try:
+            return min(self._policy.max_delay, self._policy.base_delay * self._policy.factor**self._streak)
+        except OverflowError:  # a process that has died every half minute for a night gets there
+            return self._policy.max_delay
 
     def healthy(self) -> None:
         """The process became ready and worked for a while: backoff starts anew, the circuit closes."""

@@ -8,11 +8,11 @@ import os
 import signal
 from collections import deque
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from supervisor.events import ExitKind, ExitReport
 from supervisor.exits import classify, oom_kills
+from supervisor.fingerprint import is_stale
 from supervisor.policy import RestartTracker
 from supervisor.recorder import FlightRecorder
 from supervisor.spec import Deadlines, ProcessSpec
@@ -20,6 +20,10 @@ from supervisor.spec import Deadlines, ProcessSpec
 TAIL_LINES = 50
 DUMP_SECONDS = 0.3
 """Time that a stack dump gets before SIGTERM follows."""
+MOST_OUTPUT = 1 << 20
+"""Bytes taken from one child in one turn: a child that never stops writing must not hold up the others."""
+STALE_EVERY = 2.0
+"""Seconds between looks at the source files on disk."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,11 @@ class ChildState:
     fingerprint: str
     metrics: dict[str, float] = field(default_factory=dict)
     last_exit: ExitReport | None = None
+    peak_rss: int = 0
+    """Largest resident size of this life."""
+    device_used: int | None = None
+    """What it holds on its GPU; None where it uses none or the driver does not tell."""
+    device_free: int | None = None
 
 
 class Life:
@@ -56,8 +65,17 @@ class Life:
         self.ready_at: float | None = None
         self.last_beat = now
         self.late = 0.0
+        self.forgiven = 0.0
+        """Seconds of ``late`` in which the supervisor itself did not run."""
         self.busy = True
         self.rss = 0
+        self.peak_rss = 0
+        self.device_used: int | None = None
+        self.preloaded = False
+        self.noted = False
+        """The janitor knows its process group."""
+        self.stale = False
+        self.stale_seen = now
         self.phase = "starting"
         self.detail = ""
         self.fraction: float | None = None
@@ -65,6 +83,8 @@ class Life:
         self.fingerprint: dict[str, str] = {}
         self.metrics: dict[str, float] = {}
         self.stderr_fd = stderr_fd
+        self.silent = False
+        """Nobody holds the other end of its output any more."""
         self.stack_fd = stack_fd
         self.report_fd = report_fd
         self.partial = b""
@@ -76,10 +96,15 @@ class Life:
         """Signals still to be sent: (when, which), in order."""
         self.oom_kills = oom_kills()
 
+    def is_of(self, pid: int, former: int | None) -> bool:
+        """Whether a message's sender is this life; ``former`` is the number of the one before it. While the fork
+        server has not answered yet, anybody but that one is."""
+        return pid != former if self.pid is None else pid == self.pid
+
     def bring_down(self, now: float, kind: ExitKind, reason: str, deadlines: Deadlines, *, dump: bool) -> None:
         """Begin the end: stack dump (for a hung one), SIGTERM, SIGKILL."""
-        if self.steps:
-            return
+        if self.intent is not None:
+            return  # even after the last signal: what woke it must not change why it had to go
         self.intent = (kind, reason)
         term = now + DUMP_SECONDS if dump else now
         self.steps = [(term, signal.SIGTERM), (term + deadlines.grace, signal.SIGKILL)]
@@ -99,19 +124,25 @@ class Life:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             if number == signal.SIGKILL:
                 os.killpg(self.pid, number)
+        if self.status is not None:
+            return  # reaped: the number may be another process's by now; a group's number never is
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, number)
 
     def overdue(self, now: float, deadlines: Deadlines) -> str | None:
         """What deadline has been missed, for a person; None if none."""
         silence = now - self.last_beat
-        if self.identity is not None and silence > deadlines.heartbeat:
-            return f"no heartbeat for {silence:.1f} s (phase {self.phase}, deadlines.heartbeat)"
+        allowed, setting = deadlines.heartbeat, "heartbeat"
+        if self.phase in ("starting", "importing", "loading") and allowed < deadlines.importing:
+            # Imports hold the interpreter's lock while the loader reads gigabytes from a cold disk.
+            allowed, setting = deadlines.importing, "importing"
+        if self.identity is not None and silence > allowed:
+            return f"no heartbeat for {silence:.1f} s (phase {self.phase}, deadlines.{setting})"
         limit = {
             "starting": deadlines.importing, "importing": deadlines.importing,
             "loading": deadlines.loading, "warming": deadlines.warming,
         }.get(self.phase, deadlines.working)  # fmt: skip
-        still = self.late if self.identity is not None else silence
+        still = self.late - self.forgiven if self.identity is not None else silence
         if self.busy and still > limit:
             return f"no progress for {still:.1f} s (phase {self.phase}, deadlines.{self.phase})"
         return None
@@ -119,8 +150,12 @@ class Life:
     def read_lines(self) -> list[str]:
         """The whole lines that have come over stderr and stdout."""
         chunks = [self.partial]
+        taken = 0
         with contextlib.suppress(BlockingIOError):
-            while chunk := os.read(self.stderr_fd, 65536):
+            while not self.silent and taken < MOST_OUTPUT:
+                chunk = os.read(self.stderr_fd, 65536)
+                self.silent = not chunk
+                taken += len(chunk)
                 chunks.append(chunk)
         *whole, self.partial = b"".join(chunks).split(b"\n")
         self.partial = self.partial[-8192:]
@@ -164,41 +199,33 @@ class Managed:
         self.restarts = 0
         self.last_exit: ExitReport | None = None
         self.gate_told = 0.0
-        self.waiting_for_memory = False
+        self.lacks_memory = ""
+        """What the start is waiting for, for a person."""
+        self.device_free: int | None = None
+        self.last_pid: int | None = None
 
     def state(self, now: float) -> ChildState:
         life = self.life
         if life is None:
             phase = "failed" if self.failed else "waiting" if self.due is not None else "stopped"
-            detail = self.last_exit.reason if self.last_exit else ""
+            detail = self.lacks_memory or (self.last_exit.reason if self.last_exit else "")
             return ChildState(
                 self.spec.name, None, phase, detail, None, 0.0, 0.0, self.restarts, 0, self.tracker.open,
-                False, "", {}, self.last_exit,
+                False, "", {}, self.last_exit, 0, None, self.device_free,
             )  # fmt: skip
         digest = hashlib.sha256(repr(sorted(life.fingerprint.items())).encode()).hexdigest()[:12]
         return ChildState(
             self.spec.name, life.pid, life.phase, life.detail, life.fraction, now - life.last_beat,
             life.late if life.busy else 0.0, self.restarts, life.rss, self.tracker.open,
-            is_stale(life.fingerprint), digest if life.fingerprint else "", dict(life.metrics), self.last_exit,
+            self._stale(life, now), digest if life.fingerprint else "", dict(life.metrics), self.last_exit,
+            life.peak_rss, life.device_used, self.device_free,
         )  # fmt: skip
 
-
-_seen: dict[str, tuple[float, str]] = {}
-
-
-def is_stale(loaded: dict[str, str]) -> bool:
-    """Whether a source file on disk differs from what a process has loaded."""
-    for path, digest in loaded.items():
-        try:
-            modified = os.stat(path).st_mtime
-        except OSError:
-            return True
-        if path not in _seen or _seen[path][0] != modified:
-            _seen[path] = (modified, hashlib.sha256(Path(path).read_bytes()).hexdigest())
-        if _seen[path][1] != digest:
-            return True
-    return False
+    def _stale(self, life: Life, now: float) -> bool:
+        if not life.stale and now - life.stale_seen >= STALE_EVERY:
+            life.stale, life.stale_seen = is_stale(life.fingerprint), now
+        return life.stale
 
 
 def _contents(fd: int) -> bytes:
-    return os.pread(fd, 1 << 16, 0)
+    return os.pread(fd, 1 << 20, 0)

@@ -14,10 +14,9 @@ import struct
 import zlib
 from typing import Any
 
-PAGE = 8192
-HALF = PAGE // 2
+PAGE = 1 << 16
+"""Bytes; room for the longest list of work that a batch may have. Only what is used takes memory."""
 _HEADER = struct.Struct("<QII")  # sequence, length, crc32
-LARGEST = HALF - _HEADER.size
 
 
 class FlightRecorder:
@@ -25,7 +24,10 @@ class FlightRecorder:
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
-        self._page = mmap.mmap(fd, PAGE)
+        size = os.fstat(fd).st_size
+        self._page = mmap.mmap(fd, size)
+        self._half = size // 2
+        self._largest = self._half - _HEADER.size
         self._sequence = max((entry[0] for entry in self._entries()), default=0)
 
     @classmethod
@@ -37,12 +39,12 @@ class FlightRecorder:
 
     def write(self, activity: dict[str, Any] | None) -> None:
         """Record what is about to be done, or None for: nothing. What is too long for a page is cut to its
-        first keys rather than lost."""
-        data = json.dumps(activity).encode()
-        if len(data) > LARGEST:
-            data = json.dumps({"too_long": len(data), **_shortened(activity or {})}).encode()[:LARGEST]
+        those keys that fit rather than lost; what JSON does not know is written as text."""
+        data = json.dumps(activity, default=str).encode()
+        if len(data) > self._largest:
+            data = _shortened(activity or {}, len(data), self._largest)
         self._sequence += 1
-        start = (self._sequence % 2) * HALF
+        start = (self._sequence % 2) * self._half
         body = start + _HEADER.size
         self._page[body : body + len(data)] = data
         _HEADER.pack_into(self._page, start, self._sequence, len(data), zlib.crc32(data))
@@ -56,7 +58,15 @@ class FlightRecorder:
         return found if isinstance(found, dict) else None
 
     def clear(self) -> None:
+        """Nothing is being done: what the child writes when a piece of work is over."""
         self.write(None)
+
+    def erase(self) -> None:
+        """Forget the page, before a new life begins. Not `clear`: this side does not know the sequence that the
+        dead child had reached, and an entry with a lower number would leave the old one in force."""
+        for start in (0, self._half):
+            _HEADER.pack_into(self._page, start, 0, 0, 0)
+        self._sequence = 0
 
     def close(self) -> None:
         self._page.close()
@@ -64,17 +74,20 @@ class FlightRecorder:
 
     def _entries(self) -> list[tuple[int, bytes]]:
         found = []
-        for start in (0, HALF):
+        for start in (0, self._half):
             sequence, length, checksum = _HEADER.unpack_from(self._page, start)
-            data = self._page[start + _HEADER.size : start + _HEADER.size + min(length, LARGEST)]
+            data = self._page[start + _HEADER.size : start + _HEADER.size + min(length, self._largest)]
             if sequence and zlib.crc32(data) == checksum:
                 found.append((sequence, data))
         return found
 
 
-def _shortened(activity: dict[str, Any]) -> dict[str, Any]:
-    kept: dict[str, Any] = {}
+def _shortened(activity: dict[str, Any], length: int, largest: int) -> bytes:
+    kept: dict[str, Any] = {"too_long": length}
+    data = json.dumps(kept).encode()
     for key, value in activity.items():
-        if len(json.dumps(kept)) + len(json.dumps(value)) < LARGEST - 200:
+        longer = json.dumps({**kept, key: value}, default=str).encode()
+        if len(longer) <= largest:
             kept[key] = value
-    return kept
+            data = longer
+    return data

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 from collections.abc import Mapping
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from supervisor.child import Boot
+from supervisor.events import ExitKind
+from supervisor.fingerprint import is_stale
 from supervisor.forkserver import ForkServer
 from supervisor.process import Life
 from supervisor.spec import ProcessSpec
@@ -17,7 +20,7 @@ from supervisor.spec import ProcessSpec
 HOUSE = str(Path(__file__).resolve().parent.parent)
 """Folder that holds our packages: a stage's own interpreter need not have them installed."""
 
-ServerKey = tuple[str, tuple[tuple[str, str], ...], tuple[str, ...]]
+ServerKey = tuple[str, tuple[tuple[str, str], ...], tuple[str, ...], tuple[str, ...]]
 
 
 @dataclass(frozen=True)
@@ -34,8 +37,12 @@ class Spawner:
     def __init__(self, places: Places) -> None:
         self._places = places
         self._servers: dict[ServerKey, ForkServer] = {}
-        self._waiting: dict[tuple[ServerKey, int], Life] = {}
-        self._forked: dict[int, tuple[ServerKey, Life]] = {}
+        self._retired: list[ForkServer] = []
+        """Servers with old code that still have children: those die with them, so they stay till the last."""
+        self._hopeless: set[ServerKey] = set()
+        """Servers that died before they had started a child: such processes are started by exec from then on."""
+        self._waiting: dict[tuple[int, int], Life] = {}
+        self._forked: dict[int, tuple[ForkServer, Life]] = {}
         self._executed: dict[int, subprocess.Popen[bytes]] = {}
 
     def start(self, spec: ProcessSpec, recorder_fd: int, now: float) -> Life:
@@ -55,7 +62,8 @@ class Spawner:
         )  # fmt: skip
         inherited = (*spec.fds, recorder_fd, life.stack_fd, life.report_fd, self._places.lifeline)
         try:
-            if spec.preload:
+            if spec.preload and _key(spec) not in self._hopeless:
+                life.preloaded = True
                 self._fork(spec, boot, life, {1: stderr_write, 2: stderr_write, **{fd: fd for fd in inherited}})
             else:
                 self._exec(spec, boot, life, inherited, stderr_write)
@@ -77,33 +85,40 @@ class Spawner:
         life.pidfd = os.pidfd_open(process.pid)
 
     def _fork(self, spec: ProcessSpec, boot: Boot, life: Life, fds: Mapping[int, int]) -> None:
-        key = (spec.python, tuple(sorted(spec.env.items())), spec.preload)
+        key = _key(spec)
         server = self._servers.get(key)
-        if server is None or server.dead:
-            if server is not None:
-                self._abandon(key, server)
-            server = ForkServer(spec.python, _environment(spec), spec.preload, fds[2])
+        if server is not None and server.dead:
+            self._abandon(server)
+            server = None
+        if server is not None and is_stale(server.loaded):
+            self._retired.append(self._servers.pop(key))
+            server = None
+        if server is None:
+            server = ForkServer(spec.python, _environment(spec), spec.preload, spec.code_roots, fds[2])
             self._servers[key] = server
         boot = Boot(**{**boot.__dict__, "parent": server.pid})
         try:
             life.request = server.spawn(boot, fds)
-        except OSError:
+        except ConnectionError:
             server.dead = True
             raise
-        self._waiting[key, life.request] = life
+        self._waiting[server.pid, life.request] = life
 
     def sockets(self) -> list[int]:
         """Descriptors to poll: when one is readable, call `answers`."""
-        return [server.socket.fileno() for server in self._servers.values() if not server.dead]
+        return [server.socket.fileno() for server in self._all() if not server.dead]
 
     def answers(self) -> None:
         """Take in what the fork servers have said."""
-        for key, server in list(self._servers.items()):
+        for server in self._all():
             for answer in server.answers():
-                if "request" in answer:
-                    life = self._waiting.pop((key, answer["request"]))
+                if "loaded" in answer:
+                    server.loaded.update(answer["loaded"])
+                elif "request" in answer:
+                    server.proven = True
+                    life = self._waiting.pop((server.pid, answer["request"]))
                     life.pid, life.request = answer["pid"], None
-                    self._forked[answer["pid"]] = (key, life)
+                    self._forked[answer["pid"]] = (server, life)
                     try:
                         life.pidfd = os.pidfd_open(answer["pid"])
                     except ProcessLookupError:
@@ -111,8 +126,8 @@ class Spawner:
                 elif answer["pid"] in self._forked:
                     _, life = self._forked.pop(answer["pid"])
                     life.status = answer["status"]
-            if server.dead:
-                self._abandon(key, server)
+            if server.dead or (server in self._retired and not self._has_children(server)):
+                self._abandon(server)
 
     def reap(self, life: Life) -> bool:
         """Whether this life is over. Its status is known then, or lost with its fork server."""
@@ -131,16 +146,42 @@ class Spawner:
         return life.pid not in self._forked and not _exists(life.pid)
 
     def close(self) -> None:
-        for key, server in list(self._servers.items()):
-            self._abandon(key, server)
+        for server in self._all():
+            self._abandon(server)
 
-    def _abandon(self, key: ServerKey, server: ForkServer) -> None:
+    def give_up(self, life: Life) -> None:
+        """End the fork server that owes this life a process: it hangs in its imports, or will never answer."""
+        for server in self._all():
+            if (server.pid, life.request) in self._waiting:
+                self._abandon(server)
+
+    def trust_again(self) -> None:
+        """Try fork servers again that have failed: their cause may have been removed."""
+        self._hopeless.clear()
+
+    def _all(self) -> list[ForkServer]:
+        return [*self._servers.values(), *self._retired]
+
+    def _has_children(self, server: ForkServer) -> bool:
+        return any(owner is server for owner, _ in self._forked.values()) or any(
+            number == server.pid for number, _ in self._waiting
+        )
+
+    def _abandon(self, server: ForkServer) -> None:
         """The server is gone: so are its children (by their parent-death signal), and open requests fail."""
         server.close()
-        self._servers.pop(key, None)
-        for waiting in [waiting for waiting in self._waiting if waiting[0] == key]:
-            self._waiting.pop(waiting).status = 9
-        for pid in [pid for pid, (owner, _) in self._forked.items() if owner == key]:
+        if server in self._retired:
+            self._retired.remove(server)
+        for key in [key for key, owner in self._servers.items() if owner is server]:
+            del self._servers[key]
+            if not server.proven:
+                self._hopeless.add(key)
+        for waiting in [waiting for waiting in self._waiting if waiting[0] == server.pid]:
+            life = self._waiting.pop(waiting)
+            life.status = 9
+            if life.intent is None:
+                life.intent = (ExitKind.SIGNAL, "its fork server ended before it had started it")
+        for pid in [pid for pid, (owner, _) in self._forked.items() if owner is server]:
             _, life = self._forked.pop(pid)
             life.kill(9)
 
@@ -152,10 +193,19 @@ def _exists(pid: int) -> bool:
         return False
     except PermissionError:
         return True
-    with open(f"/proc/{pid}/stat", "rb") as stat:
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError), open(f"/proc/{pid}/stat", "rb") as stat:
         return stat.read().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
+    return False
+
+
+def _key(spec: ProcessSpec) -> ServerKey:
+    return (spec.python, tuple(sorted(spec.env.items())), spec.preload, spec.code_roots)
 
 
 def _environment(spec: ProcessSpec) -> dict[str, Any]:
     path = os.pathsep.join(filter(None, [HOUSE, spec.env.get("PYTHONPATH") or os.environ.get("PYTHONPATH")]))
-    return {**os.environ, **spec.env, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
+    own: dict[str, str] = {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
+    if spec.memory.device is not None:
+        # NVML counts GPUs by bus, CUDA by speed unless told otherwise: the gate and the process must agree.
+        own["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
+    return {**os.environ, **spec.env, **own}

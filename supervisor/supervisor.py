@@ -6,6 +6,7 @@ set marks; decisions are taken in one place, a turn later at most.
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import random
@@ -34,16 +35,22 @@ HEALTHY_AFTER = 5.0
 """Seconds of work after which a process counts as healthy, and its backoff starts anew."""
 GATE_EVERY = 1.0
 GATE_TELL_EVERY = 5.0
+MOST_MESSAGES = 1000
+"""Messages taken in one turn, so that a chatty child cannot hold up the others."""
+LAST_WORDS = 5
+"""Milliseconds that a dead child's last messages get to arrive."""
+BUSY = 0.05
+"""Seconds until a fork server that could not take a request is asked again."""
+NOT_STARTABLE = {errno.ENOENT, errno.EACCES, errno.ENOEXEC, errno.ENOTDIR, errno.ELOOP}
 
 JANITOR = """
 while read -r line; do
   case $line in
     +*) pids="$pids ${line#+}" ;;
+    -*) left=; for pid in $pids; do [ "$pid" = "${line#-}" ] || left="$left $pid"; done; pids=$left ;;
   esac
 done
-for pid in $pids; do
-  case $(cat "/proc/$pid/comm" 2>/dev/null) in pw-*) kill -9 -- "-$pid" 2>/dev/null ;; esac
-done
+for pid in $pids; do kill -9 -- "-$pid" 2>/dev/null; done
 rm -rf -- "$1"
 """
 """Outlives a supervisor that was killed: ends what is left of the process groups, removes the folder."""
@@ -87,6 +94,7 @@ class Supervisor:
             ["/bin/sh", "-c", JANITOR, "pw-janitor", str(runtime)], stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True, cwd="/",
         )  # fmt: skip
+        self._started = False
         self._stopping = False
         self._closed = False
         self._turn_ended = clock()
@@ -97,10 +105,13 @@ class Supervisor:
         """Add a process; it starts with `start`, or in the next turn if that has been called."""
         if spec.name in self._managed:
             raise ValueError(f"there is a process {spec.name!r} already")
-        self._managed[spec.name] = Managed(spec, RestartTracker(spec.restart, self._clock, self._rng))
+        managed = Managed(spec, RestartTracker(spec.restart, self._clock, self._rng))
+        managed.due = self._clock() if self._started else None
+        self._managed[spec.name] = managed
 
     def start(self) -> None:
         """Start everything, in the order of `add`."""
+        self._started = True
         self._turn_ended = self._clock()
         for managed in self._managed.values():
             managed.due = self._clock()
@@ -146,6 +157,7 @@ class Supervisor:
         managed = self._managed[name]
         managed.tracker.reset()
         managed.failed = False
+        self._spawner.trust_again()
         if managed.life is None:
             managed.due = self._clock()
 
@@ -189,7 +201,8 @@ class Supervisor:
         found = self._spawner.sockets()
         for managed in self._managed.values():
             if managed.life is not None:
-                found.append(managed.life.stderr_fd)
+                if not managed.life.silent:
+                    found.append(managed.life.stderr_fd)
                 if managed.life.pidfd is not None:
                     found.append(managed.life.pidfd)
         return found
@@ -200,14 +213,17 @@ class Supervisor:
             for managed in self._managed.values():
                 if managed.life is not None:
                     managed.life.last_beat += late
+                    managed.life.forgiven += late
 
-    def _hear(self) -> None:
-        while self._router.poll(0):
+    def _hear(self, wait: int = 0) -> None:
+        for _ in range(MOST_MESSAGES):
+            if not self._router.poll(wait):
+                break
             identity, data = self._router.recv_multipart()
             name, pid, role = identity.decode().rsplit("/", 2)
             managed = self._managed.get(name)
             life = managed.life if managed else None
-            if life is None or managed is None or life.pid not in (None, int(pid)):
+            if life is None or managed is None or not life.is_of(int(pid), managed.last_pid):
                 continue  # the last words of an earlier life
             life.last_beat = self._clock()
             self._take(managed, life, identity if role == "c" else None, msgpack.unpackb(data))
@@ -218,15 +234,17 @@ class Supervisor:
         if identity is not None:
             life.identity = identity
         if kind == "hello":
-            self._remember_pid(said["pid"])
-            self._on_event(ev.Started(name, said["pid"], bool(managed.spec.preload)))
+            self._on_event(ev.Started(name, said["pid"], life.preloaded))
         elif kind == "beat":
+            if said["late"] < life.late or not said["busy"]:
+                life.forgiven = 0.0
             life.late, life.busy, life.rss = said["late"], said["busy"], said["rss"]
+            life.peak_rss = max(life.peak_rss, life.rss)
             life.metrics.update(said["metrics"])
             self._check_rss(managed, life)
         elif kind == "phase":
             life.phase, life.detail, life.fraction = said["phase"], said["detail"], said["fraction"]
-            life.late = 0.0
+            life.late = life.forgiven = 0.0
             self._on_event(ev.PhaseChanged(name, said["phase"], said["detail"], said["fraction"]))
         elif kind == "ready":
             life.phase, life.detail, life.fraction, life.busy = "working", "", None, False
@@ -236,10 +254,10 @@ class Supervisor:
         elif kind == "message":
             self._on_event(ev.Message(name, said["kind"], said["payload"]))
 
-    def _remember_pid(self, pid: int) -> None:
+    def _tell_janitor(self, sign: str, pid: int) -> None:
         assert self._janitor.stdin is not None
         try:
-            self._janitor.stdin.write(b"+%d\n" % pid)
+            self._janitor.stdin.write(f"{sign}{pid}\n".encode())
             self._janitor.stdin.flush()
         except BrokenPipeError:
             pass  # somebody killed the janitor; stale folders are swept at the next start
@@ -248,8 +266,11 @@ class Supervisor:
         now = self._clock()
         for line in life.read_lines():
             self._on_event(ev.Output(managed.spec.name, line))
+        if life.pid is not None and not life.noted:
+            life.noted = True
+            self._tell_janitor("+", life.pid)
         if self._spawner.reap(life):
-            self._hear()  # what it said before it died comes before its death
+            self._hear(LAST_WORDS)  # what it said before it died comes before its death
             self._bury(managed, life)
             return
         if life.ready_at is not None and now - life.ready_at > HEALTHY_AFTER:
@@ -258,6 +279,8 @@ class Supervisor:
             life.hung_in = life.hung_in or managed.recorder.read()
             life.bring_down(now, ExitKind.HUNG, missed, managed.spec.deadlines, dump=True)
         life.take_steps(now)
+        if life.pid is None and life.steps and life.steps[-1][0] <= now:
+            self._spawner.give_up(life)
 
     def _check_rss(self, managed: Managed, life: Life) -> None:
         limit = managed.spec.memory.soft_rss
@@ -279,6 +302,9 @@ class Supervisor:
     def _bury(self, managed: Managed, life: Life) -> None:
         now = self._clock()
         life.kill(9)  # the rest of its process group
+        if life.noted and life.pid is not None:
+            self._tell_janitor("-", life.pid)
+        managed.last_pid = life.pid
         for line in life.read_lines():
             self._on_event(ev.Output(managed.spec.name, line))
         report = life.report(life.pid or 0, life.hung_in or managed.recorder.read(), now)
@@ -318,25 +344,32 @@ class Supervisor:
         if memory.device is None or not memory.device_need:
             return True
         answer = self._gate.ask(memory.device, memory.device_need)
+        managed.device_free = answer.free
+        managed.lacks_memory = ""
         if answer.open:
             return True
         now = self._clock()
         managed.due = now + GATE_EVERY
+        managed.lacks_memory = (
+            f"GPU {memory.device}: {answer.free >> 20} MB free, {memory.device_need >> 20} MB needed"
+        )
         if now - managed.gate_told >= GATE_TELL_EVERY:
             managed.gate_told = now
             self._on_event(ev.WaitingForMemory(managed.spec.name, memory.device_need, answer.free, answer.holders))
         return False
 
     def _spawn(self, managed: Managed) -> None:
-        managed.recorder.clear()
+        managed.recorder.erase()
         try:
             managed.life = self._spawner.start(managed.spec, managed.recorder.fd, self._clock())
-        except BrokenPipeError:
-            managed.due = self._clock()  # the fork server has died; a new one is started in the next turn
+        except (ConnectionError, BlockingIOError):
+            managed.due = self._clock() + BUSY  # the fork server has died; a new one is started in the next turn
         except OSError as error:
-            reason = f"cannot start {managed.spec.python}: {error.strerror}; set stages.<name>.python"
+            kind, reason = ExitKind.EXCEPTION, f"cannot start {managed.spec.python}: {error.strerror}"
+            if error.errno in NOT_STARTABLE:
+                kind, reason = ExitKind.CONFIGURATION, f"{reason}; set stages.<name>.python"
             report = ev.ExitReport(
-                ExitKind.CONFIGURATION, 0, None, None, reason, "starting", None, None, ()
+                kind, 0, None, None, reason, "starting", None, None, ()
             )  # fmt: skip
             managed.last_exit = report
             self._after(managed, report)
