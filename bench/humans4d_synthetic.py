@@ -7,14 +7,18 @@ ellipsoid of 6,890 vertices with SMPL's joint count and file layout.
 from __future__ import annotations
 
 import pickle
-from contextlib import contextmanager
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
+from stages.backends.humans4d.companion import phalp_config
+from stages.backends.humans4d.network import read_config
+from stages.backends.humans4d.options import Options
 from stages.body.skeleton import JOINT_PARENTS
 
 ROWS, COLUMNS = 65, 106
@@ -138,7 +142,7 @@ def write_files(folder: Path, *, full: bool = False, seed: int = 0) -> dict[str,
         "predictor_mean_params": "mean.npz",
     }  # fmt: skip
     options = {option: str(folder / name) for option, name in names.items()}
-    _write_networks(folder, options, full)
+    _write_networks(options, full)
     return options
 
 
@@ -149,14 +153,7 @@ def _face_map(random: np.random.Generator) -> Any:
     return table
 
 
-def _write_networks(folder: Path, options: dict[str, Any], full: bool) -> None:
-    from contextlib import nullcontext
-
-    from stages.backends.humans4d.companion import load_predictor  # noqa: F401
-    from stages.backends.humans4d.companion import phalp_config
-    from stages.backends.humans4d.network import read_config
-    from stages.backends.humans4d.options import Options
-
+def _write_networks(options: dict[str, Any], full: bool) -> None:
     torch = import_module("torch")
     chosen = Options.from_mapping(options)
     config = read_config(chosen)
@@ -172,8 +169,6 @@ def _write_networks(folder: Path, options: dict[str, Any], full: bool) -> None:
     encoder = import_module("phalp.models.heads.encoding_head").EncodingHead(cfg=cfg, img_H=256, img_W=256)
     names = {f"hmar.encoding_head.{name}": value for name, value in encoder.state_dict().items()}
     torch.save({"model": names}, options["hmar_weights"])
-    from types import SimpleNamespace
-
     transformer = import_module("phalp.models.predictor.pose_transformer_v2").Pose_transformer_v2
     predictor = transformer(cfg, SimpleNamespace(HMAR=SimpleNamespace(smpl=None)))
     names = {f"encoder.{name}": value for name, value in predictor.encoder.state_dict().items()}
@@ -203,9 +198,9 @@ def write_detector(path: Path, config: Any, seed: int = 0) -> None:
     model = import_module("detectron2.config").instantiate(config.model)
     for name, value in model.named_parameters():
         if name.endswith("cls_score.bias"):
-            value.data[0] += 6.0
+            value.data[0] += 8.0
         if name.endswith("cls_score.weight"):
-            value.data *= 20.0
+            value.data *= 5.0
         if name.endswith("mask_head.predictor.weight"):
             value.data *= 100.0
     state = {name: value.detach().numpy() for name, value in model.state_dict().items()}
@@ -217,7 +212,7 @@ _libraries: list[Any] = []
 
 def stand_in_torchvision_operators() -> None:
     """Let torchvision work without its compiled operators, as installed beside a torch they do not fit: plain
-    non-maximum suppression for the CPU, and RoI alignment by torchvision's own Python version, uncompiled."""
+    non-maximum suppression and RoI alignment. Call it before detectron2 is imported."""
     torch = import_module("torch")
     try:
         import_module("torchvision")
@@ -234,11 +229,9 @@ def stand_in_torchvision_operators() -> None:
     extension = import_module("torchvision.extension")
     if extension._has_ops():
         return
-    boxes = import_module("torchvision.ops.boxes")
-    align = import_module("torchvision.ops.roi_align")
-    boxes.nms = _suppress
-    torch._dynamo.config.disable = True
-    del align
+    import_module("torchvision.ops.boxes").nms = _suppress
+    # torchvision's own Python version holds every sampling point of every box at once: tens of gigabytes.
+    import_module("torchvision.ops").roi_align = _align
 
 
 def _suppress(boxes: Any, scores: Any, iou_threshold: float) -> Any:
@@ -253,3 +246,37 @@ def _suppress(boxes: Any, scores: Any, iou_threshold: float) -> Any:
             kept.append(index)
             dropped |= overlap[index]
     return order[kept]
+
+
+def _align(
+    input: Any, boxes: Any, output_size: Any, spatial_scale: float = 1.0, sampling_ratio: int = -1,
+    aligned: bool = False,
+) -> Any:  # fmt: skip
+    """RoI alignment (He et al. 2017): bilinear sampling is separable, so each box is two small matrix products."""
+    torch = import_module("torch")
+    rows, columns = output_size
+    height, width = input.shape[2:]
+    out = input.new_zeros((len(boxes), input.shape[1], rows, columns))
+    shift = 0.5 if aligned else 0.0
+    for index, (image, x0, y0, x1, y1) in enumerate(boxes.tolist()):
+        left, top, right, bottom = (side * spatial_scale - shift for side in (x0, y0, x1, y1))
+        down = _sampling(top, bottom, rows, height, sampling_ratio, aligned)
+        over = _sampling(left, right, columns, width, sampling_ratio, aligned)
+        out[index] = torch.einsum("ph,chw,qw->cpq", down.to(input), input[int(image)], over.to(input))
+    return out
+
+
+def _sampling(begin: float, end: float, bins: int, length: int, ratio: int, aligned: bool) -> Any:
+    """Weights (bins, length) with which each bin reads each cell."""
+    torch = import_module("torch")
+    extent = end - begin if aligned else max(end - begin, 1.0)
+    count = ratio if ratio > 0 else max(int(np.ceil(extent / bins)), 1)
+    places = begin + (np.arange(bins)[:, None] + (np.arange(count) + 0.5)[None] / count) * extent / bins
+    weights = np.zeros((bins, length), np.float32)
+    inside = (places >= -1) & (places <= length)
+    low = np.clip(np.floor(places), 0, length - 1).astype(int)
+    high = np.minimum(low + 1, length - 1)
+    part = np.clip(places, 0, length - 1) - low
+    for target, share in ((low, 1 - part), (high, part)):
+        np.add.at(weights, (np.arange(bins)[:, None], target), np.where(inside, share, 0) / count)
+    return torch.from_numpy(weights)

@@ -38,6 +38,7 @@ def _mesh(options: Mapping[str, Any], report: Report) -> MeshRegressor:
 
 
 def _tracker(options: Mapping[str, Any], width: int, height: int, fps: float) -> Tracker:
+    del width, height, fps
     from stages.backends.humans4d.options import Options
     from stages.backends.humans4d.requirements import check
 
@@ -45,7 +46,7 @@ def _tracker(options: Mapping[str, Any], width: int, height: int, fps: float) ->
     check("track", chosen)
     from stages.backends.humans4d.track import PhalpTracker
 
-    return PhalpTracker.load(chosen, width, height, fps)
+    return PhalpTracker.load(chosen)
 
 
 def _header(options: Mapping[str, Any], width: int, height: int, fps: float) -> Header:

@@ -86,7 +86,7 @@ class Companion:
         if attibute == "P":
             pose, _, when = vectors
             with self._torch.no_grad():
-                return self._next_pose(np.asarray(pose, np.float32), np.asarray(when))
+                return self._next_pose(np.asarray(pose, np.float32), np.asarray(when), np.asarray(time))
         location, when, _ = vectors
         return self._torch.from_numpy(self._next_location(location, when, np.asarray(time)))
 
@@ -95,8 +95,11 @@ class Companion:
         tracks, found = np.asarray(track_pose)[:, :-3], np.asarray(detect_pose)[:, :-3]
         if not len(tracks) or not len(found):
             return np.zeros((len(tracks), len(found)))
-        own = np.square(tracks).sum(axis=1)[:, None] + np.square(found).sum(axis=1)[None]
-        return np.clip(-2.0 * np.dot(tracks, found.T) + own, 0.0, np.inf)
+        own, other = np.square(tracks).sum(axis=1), np.square(found).sum(axis=1)
+        # In upstream's order of summation, so that a cost at a threshold falls to the same side.
+        squared = -2.0 * np.dot(tracks, found.T) + own[:, None] + other[None]
+        distances: F64 = np.clip(squared, 0.0, np.inf)
+        return distances
 
     def get_uv_distance(self, t_uv: Any, d_uv: Any) -> tuple[Any, Any, Any]:
         """Codes (4096,) of two texture maps (4, 256, 256), looking only where both are seen, and that share / 2."""
@@ -109,9 +112,9 @@ class Companion:
         share = torch.sum(both).cpu().numpy() / 4 / 256 / 256 / 2
         return codes[0].cpu().numpy(), codes[1].cpu().numpy(), share
 
-    def _next_pose(self, pose: npt.NDArray[np.float32], when: npt.NDArray[Any]) -> Tensor:
-        """The transformer's reconstruction of the tracks' histories, read at the last frame of the first of them:
-        so does upstream (``predict_next``), which meant each track's own."""
+    def _next_pose(self, pose: npt.NDArray[np.float32], when: npt.NDArray[Any], ahead: npt.NDArray[Any]) -> Tensor:
+        """The transformer's completion of the tracks' histories, read for all of them at the frame that is to be
+        predicted for the first: so does upstream (``predict_next``), which meant each track's own."""
         torch, predictor = self._torch, self.predictor
         length = int(predictor.cfg.frame_length)
         count = len(pose)
@@ -132,7 +135,8 @@ class Companion:
         data = {name: value.to(self._device) for name, value in data.items()}
         output, _ = predictor.encoder(data, predictor.cfg.mask_type_test)
         decoded = predictor.readout_pose(output[:, predictor.cfg.max_people :, :])
-        return decoded["pose_camera"][:, int(slots[0, -1]), 0, :].cpu()
+        target = min(int(slots[0, -1]) + int(ahead[0]) + 1, length - 1)
+        return decoded["pose_camera"][:, target, 0, :].cpu()
 
     def _next_location(self, location: Any, when: Any, ahead: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """Places extrapolated by ridge regression over the history, each with its 95 % prediction interval."""
@@ -158,7 +162,8 @@ class Companion:
         return result
 
     def _extrapolate(self, values: Any, times: Any, target: Any, ridge: float) -> tuple[float, float]:
-        """The line through ``values`` over ``times``, its slope shrunk by ``ridge``, at ``target``; and the interval."""
+        """The line through ``values`` over ``times``, its slope shrunk by ``ridge``, at ``target``; and its
+        interval."""
         values64 = values.astype(np.float64)
         centre, level = times.mean(), values64.mean()
         slope = np.dot(times - centre, values64 - level) / (np.square(times - centre).sum() + ridge)

@@ -86,7 +86,7 @@ def _transform(centre: npt.NDArray[np.floating], size: float) -> F64:
     source[2] = np.asarray(centre, np.float64) + np.array([half, 0], np.float32)
     middle = np.float32(SIZE * 0.5)
     target = np.array([[middle, middle], [middle, 2 * middle], [2 * middle, middle]], np.float32)
-    transform: F64 = cv2.getAffineTransform(source, target)
+    transform: F64 = np.asarray(cv2.getAffineTransform(source, target), np.float64)
     return transform
 
 
@@ -95,8 +95,8 @@ def _gaussian(image: F64, sigma: float, radius: int) -> F64:
     positions = np.arange(-radius, radius + 1)
     kernel = np.exp(-0.5 / (sigma * sigma) * positions**2)
     kernel /= kernel.sum()
-    blurred: F64 = cv2.sepFilter2D(image, cv2.CV_64F, kernel, kernel, borderType=cv2.BORDER_REPLICATE)
-    return blurred
+    blurred = cv2.sepFilter2D(image, cv2.CV_64F, kernel, kernel, borderType=cv2.BORDER_REPLICATE)
+    return np.asarray(blurred, np.float64)
 
 
 def _normalise(crop: npt.NDArray[np.generic]) -> F32:

@@ -37,8 +37,8 @@ class _Person:
     extent: F32
 
     @property
-    def side(self) -> np.float32:
-        return np.float32(self.extent.max())
+    def side(self) -> float:
+        return float(self.extent.max())
 
 
 class HmrRegressor:
@@ -89,10 +89,10 @@ class HmrRegressor:
             height, width = frame.image.shape[:2]
             padded = np.asarray(found.extra["padded"], np.float32).reshape(-1, 4) if len(found) else ()
             for box, counts in zip(padded, found.extra.get("masks", ()), strict=True):
-                person = _Person(number, (box[2:] + box[:2]) / 2, box[2:] - box[:2])
+                person = _Person(number, np.asarray((box[2:] + box[:2]) / 2, np.float32), box[2:] - box[:2])
                 people.append(person)
-                crops.append(cut(frame.image, person.centre, float(person.side)))
-                masks.append(mask_crop(rle.decode(counts, height, width), person.centre, float(person.side)))
+                crops.append(cut(frame.image, person.centre, person.side))
+                masks.append(mask_crop(rle.decode(counts, height, width), person.centre, person.side))
         rows = self._chunks(crops, masks) if people else {}
         result = []
         for number, (frame, found) in enumerate(zip(frames, detections, strict=True)):

@@ -40,6 +40,10 @@ class Opener(Protocol):
     def __call__(self, request: urllib.request.Request, timeout: float) -> Any: ...
 
 
+def _open(request: urllib.request.Request, timeout: float) -> Any:
+    return urllib.request.urlopen(request, timeout=timeout)
+
+
 @dataclass(frozen=True)
 class Plan:
     """What there is to do: ``there`` already, ``to_fetch``, and what only the ``user`` can supply."""
@@ -72,7 +76,7 @@ def fetch(
     progress: Progress,
     *,
     detectors: Sequence[str] = (),
-    opener: Opener = urllib.request.urlopen,
+    opener: Opener = _open,
 ) -> list[Path]:
     """Fetch everything that is missing; returns the files that only the user can supply and that are missing.
 
@@ -110,7 +114,7 @@ def download(
     progress: Progress,
     *,
     sha256_begins: str = "",
-    opener: Opener = urllib.request.urlopen,
+    opener: Opener = _open,
 ) -> None:
     """Download ``url`` to ``target``, going on where an earlier try ended.
 
@@ -128,7 +132,8 @@ def download(
         except urllib.error.HTTPError as error:
             if 400 <= error.code < 500:
                 raise FetchError(
-                    f"{url}: the server answers {error.code} {error.reason}; if it has moved, put the file at {target}"
+                    f"{url}: the server answers {error.code} {error.reason}; if it has moved, put the "
+                    f"file at {target}"
                 ) from error
             failure = f"the server answers {error.code}"
         except (OSError, http.client.HTTPException) as error:

@@ -7,12 +7,10 @@ mapping gives upstream's results.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
-
-from typing import Literal  # isort: skip
+from typing import Any, Literal, get_args, get_type_hints
 
 from stages.backends.humans4d.weights import FILES
 from stages.protocols import ConfigurationError
@@ -32,9 +30,9 @@ PROFILES: Mapping[str, Mapping[str, Any]] = {
 """What a profile sets where the user has not set it."""
 
 
-def _file(name: str) -> Any:
+def _file(name: str) -> Callable[[], Path]:
     default = next(f.default for f in FILES if f.option == name)
-    return field(default_factory=lambda: Path.home() / default)
+    return lambda: Path.home() / default
 
 
 @dataclass(frozen=True)
@@ -87,20 +85,20 @@ class Options:
     """Matching cost: PHALP's equation."""
     alpha: float = 0.1
     """How fast a track's texture takes over the new one."""
-    vitdet_weights: Path = _file("vitdet_weights")
-    regnety_weights: Path = _file("regnety_weights")
-    hmr2_checkpoint: Path = _file("hmr2_checkpoint")
-    hmr2_config: Path = _file("hmr2_config")
-    joint_regressor: Path = _file("joint_regressor")
-    mean_params: Path = _file("mean_params")
-    smpl_model: Path = _file("smpl_model")
-    hmar_weights: Path = _file("hmar_weights")
-    texture_faces: Path = _file("texture_faces")
-    texture_weights: Path = _file("texture_weights")
-    predictor_weights: Path = _file("predictor_weights")
-    predictor_config: Path = _file("predictor_config")
-    predictor_mean_std: Path = _file("predictor_mean_std")
-    predictor_mean_params: Path = _file("predictor_mean_params")
+    vitdet_weights: Path = field(default_factory=_file("vitdet_weights"))
+    regnety_weights: Path = field(default_factory=_file("regnety_weights"))
+    hmr2_checkpoint: Path = field(default_factory=_file("hmr2_checkpoint"))
+    hmr2_config: Path = field(default_factory=_file("hmr2_config"))
+    joint_regressor: Path = field(default_factory=_file("joint_regressor"))
+    mean_params: Path = field(default_factory=_file("mean_params"))
+    smpl_model: Path = field(default_factory=_file("smpl_model"))
+    hmar_weights: Path = field(default_factory=_file("hmar_weights"))
+    texture_faces: Path = field(default_factory=_file("texture_faces"))
+    texture_weights: Path = field(default_factory=_file("texture_weights"))
+    predictor_weights: Path = field(default_factory=_file("predictor_weights"))
+    predictor_config: Path = field(default_factory=_file("predictor_config"))
+    predictor_mean_std: Path = field(default_factory=_file("predictor_mean_std"))
+    predictor_mean_params: Path = field(default_factory=_file("predictor_mean_params"))
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> Options:

@@ -24,7 +24,8 @@ _EXTRA = "pip install 'poseward[humans4d]'"
 
 
 def _git(name: str, repository: str, commit: str) -> str:
-    return f"pip install --no-deps 'git+https://github.com/{repository}@{commit}' ({name} is not on the package index)"
+    source = f"git+https://github.com/{repository}@{commit}"
+    return f"pip install --no-deps '{source}' ({name} is not on the package index)"
 
 
 SOURCES: dict[str, str] = {
@@ -101,8 +102,8 @@ def _phalp() -> list[Problem]:
         return []
     return [
         Problem(
-            f"the phalp in {places[0] if places else 'the path'} is the 2022 release from the package index, an older, "
-            "incompatible program",
+            f"the phalp in {places[0] if places else 'the path'} is the 2022 release from the package index, "
+            "an older, incompatible program",
             "pip uninstall phalp, then " + SOURCES["phalp"],
         )
     ]

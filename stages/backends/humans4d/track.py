@@ -53,8 +53,8 @@ class PhalpTracker:
         self._shots = ShotDetector()
 
     @classmethod
-    def load(cls, options: Options, width: int, height: int, fps: float) -> PhalpTracker:
-        """A tracker for a new job. The size comes with each frame's people and the rate plays no part in PHALP.
+    def load(cls, options: Options) -> PhalpTracker:
+        """A tracker for a new job, whose size comes with each frame's people; the rate plays no part in PHALP.
 
         Raises:
             ConfigurationError: a file cannot be read or belongs to another model.

@@ -1,0 +1,326 @@
+"""What of the 4D-Humans backend works without torch: options, checks, masks, fetching."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import io
+import pickle
+import subprocess
+import sys
+import tarfile
+import time
+import urllib.error
+import urllib.request
+from email.message import Message
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from stages.backends.humans4d import models, requirements, rle
+from stages.backends.humans4d.options import Options
+from stages.backends.humans4d.shots import ShotDetector, thumbnail
+from stages.backends.humans4d.weights import FILES, files_of
+from stages.protocols import ConfigurationError, find_backend
+
+# --- masks -----------------------------------------------------------------------------------------------------
+
+
+@given(arrays.arrays(bool, st.tuples(st.integers(1, 40), st.integers(1, 40))))
+def test_a_mask_comes_back_from_its_text(mask: Any) -> None:
+    np.testing.assert_array_equal(rle.decode(rle.encode(mask), *mask.shape), mask)
+
+
+def test_the_text_is_that_of_the_coco_tools() -> None:
+    # A 4 x 4 mask with its middle 2 x 2 set: runs 5 2 2 2 5, the fourth and fifth less those two before.
+    mask = np.zeros((4, 4), bool)
+    mask[1:3, 1:3] = True
+    assert rle.encode(mask) == "52203"
+    tools = pytest.importorskip("pycocotools.mask", reason="compares with pycocotools")
+    random = np.random.default_rng(0)
+    for share in (0.0, 0.02, 0.5, 1.0):
+        mask = random.random((137, 211)) < share
+        expected = tools.encode(np.asfortranarray(mask.astype(np.uint8)))["counts"].decode()
+        assert rle.encode(mask) == expected
+
+
+@pytest.mark.parametrize("text", ["", "5220", "52204", "\x7f", "522P"])
+def test_a_damaged_mask_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="mask"):
+        rle.decode(text, 4, 4)
+
+
+# --- options ---------------------------------------------------------------------------------------------------
+
+
+def test_no_options_are_upstreams() -> None:
+    options = Options.from_mapping({})
+    assert (options.detector, options.min_score, options.min_width, options.min_height) == ("vitdet", 0.8, 50, 100)
+    assert (options.n_init, options.max_age_track, options.distance_type) == (5, 50, "EQ_019")
+    assert options.smpl_model == Path.home() / ".cache/4DHumans/data/smpl/SMPL_NEUTRAL.pkl"
+
+
+def test_a_profile_sets_what_the_user_leaves_open() -> None:
+    options = Options.from_mapping({"profile": "8gb", "device": "cuda", "crops": 2})
+    assert (options.dtype, options.frames, options.crops, options.trim) == ("fp16", 1, 2, True)
+    assert 0 < options.memory_fraction <= 0.5
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"detecter": "vitdet"}, "detecter"), ({"detector": "yolo"}, "vitdet, regnety"), ({"dtype": "int8"}, "dtype"),
+        ({"crops": 0}, "crops"), ({"crops": True}, "crops"), ({"min_score": 1.5}, "min_score"),
+        ({"device": "gpu"}, "device"), ({"n_init": 9}, "track_history"), ({"profile": "4gb"}, "profile"),
+        ({"smpl_model": 7}, "smpl_model"), ({"dtype": "fp16"}, "dtype"), ({"compile": "yes"}, "compile"),
+    ],
+)  # fmt: skip
+def test_a_wrong_option_is_named(values: dict[str, Any], named: str) -> None:
+    with pytest.raises(ConfigurationError, match=named):
+        Options.from_mapping(values)
+
+
+def test_every_file_has_an_option() -> None:
+    options = Options.from_mapping({})
+    for file in FILES:
+        assert options.path(file.option) == Path.home() / file.default
+    assert {f.option for f in files_of("detect", "regnety")} == {"regnety_weights"}
+
+
+# --- checks ----------------------------------------------------------------------------------------------------
+
+
+def test_importing_the_backend_is_cheap() -> None:
+    code = (
+        "import sys, stages.protocols as p; p.find_backend('humans4d');"
+        "print([m for m in ('torch', 'cv2', 'hmr2', 'phalp', 'detectron2', 'smplx') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("stage", ["detect", "mesh", "track"])
+def test_missing_packages_are_named_with_their_source_in_seconds(
+    stage: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, package=None: None)
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    started = time.monotonic()
+    with pytest.raises(ConfigurationError) as caught:
+        requirements.check(stage, Options.from_mapping({}))
+    assert time.monotonic() - started < 5
+    text = str(caught.value)
+    for package in requirements.PACKAGES[stage]:
+        assert f"no package {package}," in text
+    repository = {
+        "detect": "facebookresearch/detectron2",
+        "mesh": "shubham-goel/4D-Humans",
+        "track": "brjathu/PHALP",
+    }
+    assert repository[stage] in text
+    assert str(tmp_path) in text
+
+
+def test_the_factories_check_before_they_load(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    backend = find_backend("humans4d")
+
+    def report(detail: str, fraction: float | None = None) -> None:
+        raise AssertionError("loading began")
+
+    for stage, call in (
+        ("detect", lambda: backend.detector({}, report)),
+        ("mesh", lambda: backend.mesh({}, report)),
+        ("track", lambda: backend.tracker({}, 64, 64, 30.0)),
+    ):
+        with pytest.raises(ConfigurationError, match=f"humans4d, {stage}"):
+            call()
+
+
+def test_the_phalp_of_the_package_index_is_told_apart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "phalp").mkdir()
+    (tmp_path / "phalp" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "phalp", raising=False)
+    monkeypatch.setattr(requirements, "PACKAGES", {"track": ("phalp",)})
+    found = [str(p) for p in requirements.problems("track", Options.from_mapping({})) if "phalp in" in str(p)]
+    assert len(found) == 1
+    assert "uninstall" in found[0] and "brjathu/PHALP" in found[0]
+    (tmp_path / "phalp/models/predictor").mkdir(parents=True)
+    (tmp_path / "phalp/models/predictor/pose_transformer_v2.py").touch()
+    assert not [p for p in requirements.problems("track", Options.from_mapping({})) if "phalp in" in str(p)]
+
+
+def test_a_broken_off_download_and_a_missing_smpl_are_told(tmp_path: Path) -> None:
+    smpl = next(f for f in FILES if f.option == "smpl_model")
+    assert "smplify.is.tue.mpg.de" in str(requirements.file_problem(smpl, tmp_path / "SMPL.pkl"))
+    weights = next(f for f in FILES if f.option == "hmar_weights")
+    path = tmp_path / "weights.pth"
+    assert "no file" in str(requirements.file_problem(weights, path))
+    (tmp_path / "weights.pth.part").write_bytes(b"x" * (3 << 20))
+    assert "3 MB of it" in str(requirements.file_problem(weights, path))
+    np.savez(tmp_path / "whole.npz", a=np.zeros(1000))
+    content = (tmp_path / "whole.npz").read_bytes()
+    path.write_bytes(content)
+    assert requirements.file_problem(weights, path) is None
+    path.write_bytes(content[:-100])
+    assert "damaged" in str(requirements.file_problem(weights, path))
+    model = tmp_path / "model.pkl"
+    whole = pickle.dumps({"model": list(range(100))}, 4)
+    model.write_bytes(whole)
+    assert requirements.file_problem(weights, model) is None
+    model.write_bytes(whole[:-7])
+    assert "damaged" in str(requirements.file_problem(weights, model))
+    model.write_bytes(b"")
+    assert requirements.file_problem(weights, model) is not None
+
+
+def test_upstreams_own_file_must_have_its_size(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    checkpoint = next(f for f in FILES if f.option == "hmr2_checkpoint")
+    path = Options.from_mapping({}).hmr2_checkpoint
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"abc")
+    assert "broke off" in str(requirements.file_problem(checkpoint, path))
+
+
+# --- fetching --------------------------------------------------------------------------------------------------
+
+
+class Response(io.BytesIO):
+    def __init__(self, body: bytes, status: int, headers: dict[str, str]) -> None:
+        super().__init__(body)
+        self.status = status
+        self.headers = Message()
+        for name, value in headers.items():
+            self.headers[name] = value
+
+
+class Server:
+    """Serves one file; breaks the connection after ``breaks`` bytes for as often as that says."""
+
+    def __init__(self, content: bytes, *, breaks: list[int] | None = None, ranges: bool = True) -> None:
+        self.content, self.breaks, self.ranges = content, breaks or [], ranges
+        self.asked: list[str | None] = []
+
+    def __call__(self, request: urllib.request.Request, timeout: float) -> Any:
+        asked = request.get_header("Range")
+        self.asked.append(asked)
+        start = int(asked[6:-1]) if asked and self.ranges else 0
+        if start >= len(self.content):
+            headers = Message()
+            headers["Content-Range"] = f"bytes */{len(self.content)}"
+            raise urllib.error.HTTPError(request.full_url, 416, "range", headers, None)
+        body = self.content[start:]
+        length = str(len(body))
+        if self.breaks:
+            body = body[: self.breaks.pop(0)]
+        return Response(body, 206 if start else 200, {"Content-Length": length})
+
+
+def ignore(name: str, have: int, total: int | None) -> None:
+    del name, have, total
+
+
+CONTENT = bytes(range(256)) * 20
+
+
+def test_a_download_goes_on_where_it_broke_off(tmp_path: Path) -> None:
+    server = Server(CONTENT, breaks=[1000, 50])
+    seen: list[tuple[int, int | None]] = []
+    target = tmp_path / "a" / "file.bin"
+    models.download("http://x/f", target, lambda n, have, total: seen.append((have, total)), opener=server)
+    assert target.read_bytes() == CONTENT
+    assert server.asked == [None, "bytes=1000-", "bytes=1050-"]
+    assert seen[-1] == (len(CONTENT), len(CONTENT))
+    assert [p.name for p in target.parent.iterdir()] == ["file.bin"]
+
+
+def test_a_server_without_ranges_starts_anew(tmp_path: Path) -> None:
+    server = Server(CONTENT, breaks=[1000], ranges=False)
+    models.download("http://x/f", tmp_path / "f", ignore, opener=server)
+    assert (tmp_path / "f").read_bytes() == CONTENT
+
+
+def test_a_partial_file_that_is_whole_is_taken(tmp_path: Path) -> None:
+    (tmp_path / "f.part").write_bytes(CONTENT)
+    models.download("http://x/f", tmp_path / "f", ignore, opener=Server(CONTENT))
+    assert (tmp_path / "f").read_bytes() == CONTENT
+
+
+def test_a_dead_server_leaves_what_there_is_for_the_next_time(tmp_path: Path) -> None:
+    with pytest.raises(models.FetchError, match="run it again"):
+        models.download("http://x/f", tmp_path / "f", ignore, opener=Server(CONTENT, breaks=[10] * 5))
+    assert not (tmp_path / "f").exists()
+    assert (tmp_path / "f.part").read_bytes() == CONTENT[:50]
+
+
+def test_a_wrong_checksum_is_refused(tmp_path: Path) -> None:
+    good = hashlib.sha256(CONTENT).hexdigest()[:6]
+    models.download("http://x/f", tmp_path / "f", ignore, sha256_begins=good, opener=Server(CONTENT))
+    with pytest.raises(models.FetchError, match="SHA-256"):
+        models.download("http://x/f", tmp_path / "g", ignore, sha256_begins="0" * 6, opener=Server(CONTENT))
+    assert not (tmp_path / "g").exists() and not (tmp_path / "g.part").exists()
+
+
+def test_a_moved_file_is_told_with_its_place(tmp_path: Path) -> None:
+    def gone(request: urllib.request.Request, timeout: float) -> Any:
+        raise urllib.error.HTTPError(request.full_url, 404, "Not Found", Message(), None)
+
+    with pytest.raises(models.FetchError, match="404"):
+        models.download("http://x/f", tmp_path / "f", ignore, opener=gone)
+
+
+def test_fetch_unpacks_what_it_needs_and_asks_for_smpl(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    monkeypatch.setattr(
+        models, "file_problem", lambda file, path: None if path.is_file() else requirements.Problem("no", "way")
+    )
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+        for name in [*(f.member for f in FILES if f.member), "../evil"]:
+            entry = tarfile.TarInfo(name)
+            entry.size = len(name)
+            archive.addfile(entry, io.BytesIO(name.encode()))
+    served = {f.url: CONTENT for f in FILES if f.url and not f.member}
+    for file in FILES:
+        if file.member and file.url:
+            served[file.url] = buffer.getvalue()
+    monkeypatch.setattr(models.WeightFile, "sha256_begins", "")
+
+    def opener(request: urllib.request.Request, timeout: float) -> Any:
+        return Server(served[request.full_url])(request, timeout)
+
+    said: list[str] = []
+    options = Options.from_mapping({"detector": "regnety"})
+    lacking = models.fetch(options, said.append, ignore, opener=opener)
+    assert lacking == [options.smpl_model]
+    assert any("registration" in line for line in said) and any("MIT" in line for line in said)
+    assert options.hmr2_checkpoint.read_bytes().endswith(b".ckpt")
+    assert options.regnety_weights.is_file() and not options.vitdet_weights.exists()
+    assert not (tmp_path.parent / "evil").exists()
+    assert models.plan(options).to_fetch == ()
+
+
+# --- shots -----------------------------------------------------------------------------------------------------
+
+
+def test_cuts_are_found_two_frames_late_and_survive_pickling() -> None:
+    random = np.random.default_rng(0)
+    scenes = [random.integers(0, 255, (90, 160, 3)).astype(np.uint8) for _ in range(3)]
+    shown = [0] * 20 + [1] * 18 + [2] * 5 + [0] * 12
+    detector, cuts = ShotDetector(), []
+    for number, scene in enumerate(shown):
+        noise = random.integers(0, 3, scenes[0].shape).astype(np.uint8)
+        cuts += detector.push(thumbnail(np.clip(scenes[scene] // 2 + noise, 0, 255).astype(np.uint8)))
+        assert len(cuts) == max(0, number - 1)
+        detector = pickle.loads(pickle.dumps(detector))
+    cuts += detector.finish()
+    assert len(cuts) == len(shown)
+    # The last change comes 5 frames after the one before it: too short for a shot.
+    assert [number for number, cut in enumerate(cuts) if cut] == [20, 38]
