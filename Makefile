@@ -1,0 +1,73 @@
+# Two commands: `make demo` shows what Poseward does, `make test` checks that it does it.
+# Needed: make and Python 3.10 or later. Everything else goes into $(VENV).
+
+PYTHON ?= python3
+VENV ?= .venv
+VIDEO ?=
+OUT ?= demo/results
+
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.poseward-installed
+MODELS := $(VENV)/.poseward-models
+
+.PHONY: help env models demo test lint chaos clean
+
+help:
+	@echo "make demo [VIDEO=path]  run the whole pipeline on the project's clip, or on your video"
+	@echo "make test               lint, type-check and run all tests"
+	@echo "make lint               ruff and mypy only"
+	@echo "make chaos              the long tests that kill processes at random"
+	@echo "make clean              remove the environment, caches and the demo's results"
+	@echo "PYTHON=$(PYTHON) and VENV=$(VENV) can be set as well."
+
+env: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml
+	@command -v "$(PYTHON)" >/dev/null || { \
+	  echo "error: $(PYTHON) not found; install Python 3.10 or later, or name one: make PYTHON=/path/to/python3"; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+	  echo "error: $$("$(PYTHON)" --version 2>&1) is too old; Poseward needs Python 3.10 or later:" \
+	       "make PYTHON=/path/to/python3.10"; exit 1; }
+	@test -x "$(BIN)/python" && "$(BIN)/python" -m pip --version >/dev/null 2>&1 || { \
+	  if "$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null; then "$(PYTHON)" -m venv "$(VENV)"; \
+	  elif command -v uv >/dev/null; then uv venv --seed --python "$(PYTHON)" "$(VENV)"; \
+	  elif "$(PYTHON)" -m virtualenv --version >/dev/null 2>&1; then "$(PYTHON)" -m virtualenv "$(VENV)"; \
+	  else \
+	    echo "error: $(PYTHON) cannot make virtual environments (ensurepip is missing, as on Debian and Ubuntu);"; \
+	    echo "       sudo apt install python3-venv     or: make PYTHON=/path/to/another/python3"; exit 1; \
+	  fi; }
+	"$(BIN)/python" -m pip install --quiet --editable '.[dev]'
+	@touch $@
+
+models: $(MODELS)
+
+$(MODELS): $(INSTALLED) stages/backends/blazepose/models.py
+	$(BIN)/poseward models fetch
+	@touch $@
+
+demo/clip.mp4: daemon/demo_clip.py | $(INSTALLED) $(MODELS)
+	@mkdir -p demo
+	$(BIN)/poseward demo-clip $@
+
+ifeq ($(strip $(VIDEO)),)
+demo: $(INSTALLED) $(MODELS) demo/clip.mp4
+	$(BIN)/poseward run --fresh -o "$(OUT)" demo/clip.mp4
+else
+demo: $(INSTALLED) $(MODELS)
+	$(BIN)/poseward run --fresh -o "$(OUT)" -- "$(VIDEO)"
+endif
+
+test: lint $(MODELS)
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+chaos: $(MODELS)
+	$(BIN)/python -m pytest tests/chaos --timeout 1800
+
+clean:
+	rm -rf demo build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@if test -f $(INSTALLED); then echo rm -rf $(VENV); rm -rf "$(VENV)"; fi

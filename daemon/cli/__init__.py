@@ -1,0 +1,86 @@
+"""The command line. Each command's module is imported only when that command runs, so that help is fast."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Mapping
+
+import click
+
+COMMANDS: Mapping[str, tuple[str, str]] = {
+    "run": ("daemon.cli.run:run", "Turn videos into tracked 3D body meshes."),
+    "inspect": ("daemon.cli.inspect:inspect", "Show what stands in a results folder."),
+    "export": ("daemon.cli.export:export", "Make an overlay video, a mesh file, … of finished results."),
+    "models": ("daemon.cli.models:models", "Fetch and list the files of the models."),
+    "config": ("daemon.cli.config:config", "Show the settings in force, or begin a configuration file."),
+    "demo-clip": ("daemon.cli.demo:demo_clip", "Make the clip that `make demo` uses."),
+}
+"""Where each command is, and its line of help (as in the command itself: a test holds them together)."""
+
+
+class LazyGroup(click.Group):
+    """A group that knows its commands' names and first lines without importing them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  (click asks so)
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, name = COMMANDS[cmd_name][0].partition(":")
+        command = getattr(importlib.import_module(module), name)
+        assert isinstance(command, click.Command)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            import difflib
+
+            close = difflib.get_close_matches(args[0], COMMANDS, n=1)
+            hint = f"; did you mean `poseward {close[0]}`?" if close else f"; there are {', '.join(COMMANDS)}"
+            raise click.UsageError(f"no command {args[0]!r}{hint}", ctx)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="""\b
+Examples:
+  poseward models fetch                        once, while online
+  poseward run clip.mp4                        results in results/clip/
+  poseward run -o out --export glb *.mp4       several videos, with a mesh for 3D viewers
+  poseward run --resume clip.mp4               go on after Ctrl-C or a crash
+  poseward inspect results/clip                what was found
+  poseward config show                         every setting and where it comes from
+
+`poseward COMMAND --help` explains each command.""",
+)
+@click.version_option(package_name="poseward", prog_name="poseward")
+def cli() -> None:
+    """Poseward turns videos of people into tracked 3D body meshes, and keeps doing so.
+
+    Four processes (decode, detect, mesh, track) work on each video; one that crashes is restarted and
+    nothing is lost or counted twice.
+    """
+
+
+def main() -> None:
+    """The entry point ``poseward``: expected errors become one line and exit code 2."""
+    from daemon.config_sources import ConfigError
+
+    try:
+        cli.main(prog_name="poseward", standalone_mode=True)
+    except ConfigError as error:
+        click.echo(f"poseward: {error}", err=True)
+        sys.exit(2)
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of a pipe has gone: nobody is left to be told
+        sys.exit(1)

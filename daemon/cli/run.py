@@ -1,0 +1,207 @@
+"""``poseward run``."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from daemon.cli.options import as_json, configured
+from daemon.config import Loaded
+from daemon.run import Exporter, Factory, Interrupted, Options, Runner, VideoResult, default_pipeline
+
+
+@click.command(
+    epilog="""\b
+Where results go:
+  The results of clip.mp4 go to DIR/clip/: summary.json, frames.msgpack and the exports. Nothing that is
+  there is overwritten: a name that is taken gives way to clip-2, and it is said why. --fresh replaces
+  finished results of the same content. Until they are finished, the work stands in
+  DIR/clip.poseward-work/, and --resume goes on from there, whatever ended the run before.
+
+\b
+Examples:
+  poseward run clip.mp4
+  poseward run -o out --export overlay --export glb a.mp4 b.mov
+  poseward run --resume clip.mp4
+  poseward run images/                       a folder of numbered images
+  poseward run --set stages.mesh.threads=2 --json clip.mp4 > result.json
+
+\b
+Exit codes: 0 all done; 1 a video or an export failed; 2 wrong usage or configuration; 130 Ctrl-C."""
+)
+@click.argument("videos", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="VIDEO…")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), metavar="DIR", help="Results folder [default: results]."
+)
+@click.option("--resume", is_flag=True, help="Continue an interrupted run; leave finished results as they are.")
+@click.option("--fresh", is_flag=True, help="Replace finished results of the same video.")
+@click.option("--export", "exports", multiple=True, metavar="NAME", help="Also write this; may be repeated.")
+@click.option("--no-exports", is_flag=True, help="Write frames.msgpack and summary.json only.")
+@click.option("--no-vertices", is_flag=True, help="Leave the surfaces out of frames.msgpack (much smaller).")
+@click.option("--keep-work", is_flag=True, help="Keep the work folder (journal) after success.")
+@click.option("-v", "--verbose", is_flag=True, help="Also show what the stages print.")
+@as_json()
+@configured
+def run(
+    videos: tuple[Path, ...],
+    output: Path | None,
+    resume: bool,
+    fresh: bool,
+    exports: tuple[str, ...],
+    no_exports: bool,
+    no_vertices: bool,
+    keep_work: bool,
+    verbose: bool,
+    json_output: bool,
+    loaded: Loaded,
+) -> None:
+    """Turn videos into tracked 3D body meshes.
+
+    VIDEO is any file that the video library reads, a single image, or a folder of numbered images.
+    """
+    if resume and fresh:
+        raise click.UsageError("--resume leaves finished results as they are, --fresh replaces them: choose one")
+    if no_vertices:
+        loaded = loaded.replace("stages.vertices", False, "--no-vertices")
+    names = () if no_exports else tuple(dict.fromkeys((*loaded.settings.results.exports, *exports)))
+    options = Options(output or Path(loaded.settings.results.folder).expanduser(), names, resume, fresh, keep_work)
+    sys.exit(execute(videos, loaded, options, verbose=verbose, json_output=json_output))
+
+
+def execute(
+    videos: Sequence[Path],
+    loaded: Loaded,
+    options: Options,
+    *,
+    verbose: bool = False,
+    json_output: bool = False,
+    factory: Factory = default_pipeline,
+    exporter: Exporter | None = None,
+) -> int:
+    """Run, show it, and return the exit code."""
+    from rich.console import Console
+
+    from daemon import logs
+    from daemon.cli.export import check_names, make
+    from daemon.cli.progress import PlainView, RichView
+    from daemon.run import stopping_on_signals
+    from stages.protocols import ConfigurationError
+    from stages.ring import RingError
+    from supervisor.runtime import RuntimePathError
+
+    settings = loaded.settings
+
+    def export(name: str, source: Path, folder: Path, progress: Any) -> Path:
+        return make(name, source, folder, progress, settings.stages.options)
+
+    console = Console(stderr=True, highlight=False, markup=False)
+    with contextlib.ExitStack() as stack:
+        try:
+            if exporter is None:
+                check_names(options.exports, settings.stages.backend)
+            if settings.daemon.log_file:
+                log = logs.configure(settings.daemon.log_level, True, settings.daemon.log_file)
+                stack.callback(log.close if log else lambda: None)
+                stack.callback(logs.silence)
+            else:
+                logs.silence()
+            live = console.is_terminal and not json_output
+            view = stack.enter_context(RichView(console, verbose=verbose)) if live else PlainView(verbose=verbose)
+            runner = Runner(loaded, options, view, factory=factory, exporter=exporter or export)
+            code = 0
+            with stopping_on_signals(runner, view, kill_children):
+                try:
+                    runner.run(videos)
+                except Interrupted as stopped:
+                    code = stopped.exit_code
+        except (ConfigurationError, RingError, RuntimePathError, OSError) as error:
+            click.echo(f"poseward: {error}", err=True)
+            return 2
+    results = runner.results
+    if json_output:
+        print(json.dumps([as_map(result) for result in results], indent=2, default=str))
+    elif results:
+        print_table(results)
+    if code:
+        click.echo("stopped; the same command with --resume goes on from here", err=True)
+        return code
+    return 0 if all(result.ok for result in results) else 1
+
+
+def kill_children() -> None:
+    """The second Ctrl-C: no more patience with the stages."""
+    import psutil
+
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            child.kill()
+
+
+def as_map(result: VideoResult) -> dict[str, Any]:
+    """A result for ``--json``."""
+    return {
+        "video": str(result.video),
+        "ok": result.ok,
+        "results": str(result.folder) if result.folder else None,
+        "error": result.error,
+        "message": result.message,
+        "resumable": result.resumable,
+        "export_errors": result.export_errors,
+        "summary": result.summary,
+    }
+
+
+def print_table(results: Sequence[VideoResult]) -> None:
+    """The short table at the end, on stdout."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False, markup=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("video", overflow="fold")
+    for name in (
+        "frames",
+        "people",
+        "tracks",
+        "failed",
+        "restarts",
+        "wall s",
+        "decode",
+        "detect",
+        "mesh",
+        "track",
+    ):
+        table.add_column(name, justify="right")
+    for result in results:
+        summary = result.summary
+        if result.error is not None or not summary:
+            continue
+        seconds = summary["seconds"]
+        table.add_row(
+            result.video.name,
+            str(summary["frames"]),
+            str(summary["people"]),
+            str(summary["tracks"]),
+            str(len(summary["failed_frames"])),
+            str(len(summary["restarts"])),
+            f"{summary['wall_seconds']:.1f}",
+            *(f"{seconds.get(stage, 0.0):.1f}" for stage in ("decode", "detect", "mesh", "track")),
+        )
+    if table.row_count:
+        console.print(table)
+    for result in results:
+        if result.error is not None:
+            console.print(f"{result.video}: failed: {result.error}: {result.message}", soft_wrap=True)
+            continue
+        if result.summary.get("truncated"):
+            console.print(f"{result.video}: ends early: {result.summary['truncated']}", soft_wrap=True)
+        for export, message in result.export_errors.items():
+            console.print(f"{result.video}: export {export} failed: {message}", soft_wrap=True)
+        console.print(f"results: {result.folder}", soft_wrap=True)

@@ -1,0 +1,26 @@
+"""What all tests share: the sample data, if it is there, and no configuration from outside."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+SHARED = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder with ``runner.mp4`` and ``skates.png`` beside the checkout."""
+    if not SHARED.is_dir():
+        pytest.skip(f"sample data is not there: {SHARED}")
+    return SHARED
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_outside_configuration() -> None:
+    """Settings in the developer's environment must not decide about tests."""
+    for name in [name for name in os.environ if name.startswith("POSEWARD_") and "__" in name]:
+        del os.environ[name]
+    os.environ.pop("POSEWARD_CONFIG", None)
