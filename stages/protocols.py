@@ -7,8 +7,9 @@ and must not import the models' packages: the factories do that, in the process 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 from stages.records import Detections, F32, Frame, FrameRecord, Header, People  # isort: skip
@@ -64,7 +65,8 @@ class BodyModel(Protocol):
     """Poses a body surface: (N, 24, 3, 3) and (N, 10) to vertices (N, V, 3) and joints (N, 24, 3), in
     metres relative to the root joint, in the camera's axes (x right, y down, z away)."""
 
-    faces: Any
+    @property
+    def faces(self) -> Any: ...
 
     def surface(self, pose: F32, betas: F32) -> tuple[F32, F32]: ...
 
@@ -103,6 +105,8 @@ class Backend:
     body: BodyFactory
     preload: Mapping[str, tuple[str, ...]]
     """Per stage (detect, mesh, track): modules that are safe to import before a fork."""
+    exports: Mapping[str, Callable[[Path, Path], Path]] = field(default_factory=dict)
+    """Exports that only this family has: each takes a frames.msgpack and a folder, and returns what it wrote."""
 
 
 def find_backend(name: str) -> Backend:
