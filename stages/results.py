@@ -140,7 +140,6 @@ class Results:
             unpacker.feed(chunk)
             pending += chunk
             while True:
-                before = unpacker.tell()
                 try:
                     unpacker.skip()
                 except msgpack.OutOfData:
@@ -149,7 +148,8 @@ class Results:
                     raise ResultsError(
                         f"{self.path}: not a results file after frame {self._last}: {error}"
                     ) from error
-                length = unpacker.tell() - before
+                # Not from where this try began: one that ran out of data may have moved on already.
+                length = start + unpacker.tell() - consumed
                 data = bytes(pending[:length])
                 del pending[:length]
                 consumed += length

@@ -55,6 +55,14 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
         assert [record.frame for record in results] == list(range(10)), "a second reading begins anew"
 
 
+def test_records_that_cross_the_reading_chunks_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "frames.msgpack", 30)
+    for chunk in (7, 100, 4096):
+        monkeypatch.setattr("stages.results._CHUNK", chunk)
+        with read_results(tmp_path) as results:
+            assert [record.frame for record in results] == list(range(30))
+
+
 def test_resuming_at_an_offset_gives_the_same_bytes(tmp_path: Path) -> None:
     write(tmp_path / "whole")
     writer = ResultWriter.create(tmp_path / "parts", HEADER)
