@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -19,6 +19,7 @@ class DeviceMemory:
     total: int
     free: int
     holders: dict[int, int] | None
+    uuid: str = ""
 
 
 class DeviceProbe(Protocol):
@@ -57,7 +58,7 @@ class Nvml:
     def _look(nvml: Any, index: int) -> DeviceMemory:
         handle = nvml.nvmlDeviceGetHandleByIndex(index)
         memory = nvml.nvmlDeviceGetMemoryInfo(handle)
-        name = nvml.nvmlDeviceGetName(handle)
+        name, uuid = nvml.nvmlDeviceGetName(handle), nvml.nvmlDeviceGetUUID(handle)
         holders: dict[int, int] | None = {}
         try:
             for process in nvml.nvmlDeviceGetComputeRunningProcesses(handle):
@@ -68,7 +69,7 @@ class Nvml:
                 holders[process.pid] = int(process.usedGpuMemory)
         except nvml.NVMLError:
             holders = None
-        return DeviceMemory(index, str(name), int(memory.total), int(memory.free), holders)
+        return DeviceMemory(index, str(name), int(memory.total), int(memory.free), holders, str(uuid))
 
 
 @dataclass(frozen=True)
@@ -86,12 +87,31 @@ class DeviceGate:
     def __init__(self, probe: DeviceProbe) -> None:
         self._probe = probe
 
-    def ask(self, device: int, need: int) -> GateAnswer:
-        """Without figures (no driver, no such device) the gate is open: the process itself will say more."""
-        for found in self._probe.devices():
-            if found.index == device:
-                return GateAnswer(found.free >= need, found.free, describe_holders(found))
-        return GateAnswer(True, 0, ("unknown: no NVML figures for this device",))
+    def ask(self, device: int, need: int, env: Mapping[str, str]) -> GateAnswer:
+        """Is there room of ``need`` bytes on what a process with environment ``env`` calls GPU ``device``?
+
+        Without figures (no driver, no such device) the gate is open: the process itself will say more.
+        """
+        found = self.look(device, env)
+        if found is None:
+            return GateAnswer(True, 0, ("unknown: no NVML figures for this device",))
+        return GateAnswer(found.free >= need, found.free, describe_holders(found))
+
+    def look(self, device: int, env: Mapping[str, str]) -> DeviceMemory | None:
+        """The GPU that a process calls ``device``: NVML does not know of ``CUDA_VISIBLE_DEVICES``, which
+        renumbers what CUDA shows (by numbers, or by the beginnings of UUIDs)."""
+        devices = self._probe.devices()
+        visible = env.get("CUDA_VISIBLE_DEVICES")
+        wanted = str(device)
+        if visible is not None:
+            names = [name.strip() for name in visible.split(",")]
+            if device >= len(names) or not names[device]:
+                return None
+            wanted = names[device]
+        for found in devices:
+            if wanted == str(found.index) or (not wanted.isdecimal() and found.uuid.startswith(wanted)):
+                return found
+        return None
 
 
 def describe_holders(device: DeviceMemory) -> tuple[str, ...]:

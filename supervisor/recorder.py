@@ -47,7 +47,7 @@ class FlightRecorder:
         start = (self._sequence % 2) * self._half
         body = start + _HEADER.size
         self._page[body : body + len(data)] = data
-        _HEADER.pack_into(self._page, start, self._sequence, len(data), zlib.crc32(data))
+        _HEADER.pack_into(self._page, start, self._sequence, len(data), _checksum(self._sequence, data))
 
     def read(self) -> dict[str, Any] | None:
         """The last whole entry, or None where nothing was being done."""
@@ -77,9 +77,14 @@ class FlightRecorder:
         for start in (0, self._half):
             sequence, length, checksum = _HEADER.unpack_from(self._page, start)
             data = self._page[start + _HEADER.size : start + _HEADER.size + min(length, self._largest)]
-            if sequence and zlib.crc32(data) == checksum:
+            if sequence and _checksum(sequence, data) == checksum:
                 found.append((sequence, data))
         return found
+
+
+def _checksum(sequence: int, data: bytes) -> int:
+    # Over the header too: nothing at all has a valid CRC-32, of 0, and so would a header that is half written.
+    return zlib.crc32(data, zlib.crc32(b"%d %d" % (sequence, len(data))))
 
 
 def _shortened(activity: dict[str, Any], length: int, largest: int) -> bytes:

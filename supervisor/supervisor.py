@@ -35,6 +35,8 @@ HEALTHY_AFTER = 5.0
 """Seconds of work after which a process counts as healthy, and its backoff starts anew."""
 GATE_EVERY = 1.0
 GATE_TELL_EVERY = 5.0
+DEVICES_EVERY = 2.0
+"""Seconds between looks at the memory of GPUs in use."""
 MOST_MESSAGES = 1000
 """Messages taken in one turn, so that a chatty child cannot hold up the others."""
 LAST_WORDS = 5
@@ -95,6 +97,7 @@ class Supervisor:
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True, cwd="/",
         )  # fmt: skip
         self._started = False
+        self._devices_due = 0.0
         self._stopping = False
         self._closed = False
         self._turn_ended = clock()
@@ -135,6 +138,7 @@ class Supervisor:
                 self._look_after(managed, managed.life)
         if not self._stopping:
             self._start_due()
+            self._look_at_devices()
         self._turn_ended = self._clock()
 
     def send(self, name: str, kind: str, payload: dict[str, Any]) -> bool:
@@ -343,7 +347,8 @@ class Supervisor:
         memory = managed.spec.memory
         if memory.device is None or not memory.device_need:
             return True
-        answer = self._gate.ask(memory.device, memory.device_need)
+        env = {**os.environ, **managed.spec.env}
+        answer = self._gate.ask(memory.device, memory.device_need, env)
         managed.device_free = answer.free
         managed.lacks_memory = ""
         if answer.open:
@@ -357,6 +362,20 @@ class Supervisor:
             managed.gate_told = now
             self._on_event(ev.WaitingForMemory(managed.spec.name, memory.device_need, answer.free, answer.holders))
         return False
+
+    def _look_at_devices(self) -> None:
+        now = self._clock()
+        if now < self._devices_due:
+            return
+        self._devices_due = now + DEVICES_EVERY
+        for managed in self._managed.values():
+            device, life = managed.spec.memory.device, managed.life
+            if device is not None and life is not None:
+                found = self._gate.look(device, {**os.environ, **managed.spec.env})
+                managed.device_free = found.free if found else None
+                life.device_used = (
+                    found.holders.get(life.pid or 0) if found and found.holders is not None else None
+                )
 
     def _spawn(self, managed: Managed) -> None:
         managed.recorder.erase()
