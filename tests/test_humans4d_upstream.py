@@ -367,7 +367,10 @@ def test_a_real_clip_end_to_end(files: dict[str, Any], tmp_path: Path) -> None:
     with synthetic.small_vit():
         mesh = backend.mesh(options, quiet)
     with av.open(str(clip)) as container:
-        pictures = [picture.to_ndarray(format="bgr24") for _, picture in zip(range(12), container.decode(video=0))]
+        pictures = [
+            picture.to_ndarray(format="bgr24")
+            for _, picture in zip(range(12), container.decode(video=0), strict=False)
+        ]
     height, width = pictures[0].shape[:2]
     tracker = backend.tracker(options, width, height, 30.0)
     frames = [Frame(picture, index, index / 30) for index, picture in enumerate(pictures)]
