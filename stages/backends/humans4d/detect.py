@@ -80,8 +80,15 @@ class PersonDetector:
         among the frame's people before the small ones were dropped.
         """
         found: list[Detections] = []
-        for start in range(0, len(frames), self._options.frames):
-            found += self._some(frames[start : start + self._options.frames])
+        start = 0
+        while start < len(frames):
+            stop = start + 1
+            # Frames of another size (another job's) would pad the batch, and change what is found.
+            shape = frames[start].image.shape
+            while stop < min(len(frames), start + self._options.frames) and frames[stop].image.shape == shape:
+                stop += 1
+            found += self._some(frames[start:stop])
+            start = stop
         devices.trim(self._options)
         return found
 
