@@ -17,9 +17,10 @@ from stages.backends.blazepose.tiles import Tile
 from stages.protocols import Report
 from stages.records import Detections, F32, Frame, U8  # isort: skip
 
-SMALL = 40.0
-"""Radius of the circle around a body, in input pixels, below which the network is no longer at its best (people of
-twice that height are found always, of half that height never)."""
+SMALL = 26.0
+"""Radius of the circle around a body, in input pixels, below which the network is no longer at its best: people of
+1.6 times that height are found always, of the same height hardly ever. On runner.mp4 40 would cost four times the work
+and find nobody more."""
 FAINT = 0.15
 """Score from which a small person is worth a closer look."""
 WIDE = 2.0

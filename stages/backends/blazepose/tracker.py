@@ -255,7 +255,7 @@ def overlap(first: F64, second: F64) -> float:
     high = np.minimum(first[2:], second[2:])
     shared = float(np.prod(np.maximum(high - low, 0.0)))
     union = float(np.prod(first[2:] - first[:2]) + np.prod(second[2:] - second[:2])) - shared
-    return shared / union if union > 0 else 0.0
+    return float(shared / union) if union > 0 else 0.0
 
 
 def _track(people: People, index: int) -> Track:
