@@ -30,6 +30,10 @@ SEEN = 0.1
 """Visibility from which a landmark moves a limb; below, the limb hangs at rest."""
 RELAXED_ARM = np.deg2rad(70)
 """How far the resting arm hangs below the template's horizontal one."""
+EARS_FROM_HEAD = np.array([0.0, 0.075, 0.0])
+"""From the head's joint to the middle of the ears, metres in the template's axes."""
+NOSE_DROP = np.deg2rad(-12)
+"""How far below the ears' level the nose stands, seen from the ears, when the head is upright."""
 SHAPE_PRIOR = 0.03
 """Standard deviation of a measured bone length, relative, against coefficients of deviation 1: the smaller, the more
 the measurement counts."""
@@ -156,28 +160,47 @@ class _Poser:
         pelvis, chest = pelvis @ tilt.T, chest @ tilt.T
         self._set("pelvis", pelvis)
         self._joints[0] = middle - pelvis @ (middle_rest - rest[0])
-        third = _power(pelvis.T @ chest, 1 / 3)
-        for name, parent in (("spine1", "pelvis"), ("spine2", "spine1"), ("spine3", "spine2")):
-            self._follow(name, parent, third)
+        self._spine(pelvis, chest)
         self._head()
         for side, name in ((LEFT, "left"), (RIGHT, "right")):
             self._leg(side, name)
             self._arm(side, name)
         return self._pose
 
+    def _spine(self, pelvis: F64, chest: F64) -> None:
+        """Share the turn from pelvis to chest, then lean at the lowest joint until the shoulders' middle is where it
+        should be: hips that are not level would carry it aside."""
+        rest = self._rest
+        target = (self._points[SHOULDERS[LEFT]] + self._points[SHOULDERS[RIGHT]]) / 2
+        offset = (rest[JOINT["left_shoulder"]] + rest[JOINT["right_shoulder"]]) / 2 - rest[JOINT["spine3"]]
+        first = third = _power(pelvis.T @ chest, 1 / 3)
+        for _ in range(3):
+            self._follow("spine1", "pelvis", first)
+            self._follow("spine2", "spine1", third)
+            self._follow("spine3", "spine2", self._world[JOINT["spine2"]].T @ chest)
+            base = self._joints[JOINT["spine1"]]
+            reached = self._joints[JOINT["spine3"]] + chest @ offset
+            lean = _limited(_least_rotation(reached - base, target - base), np.deg2rad(40))
+            first = pelvis.T @ lean @ pelvis @ first
+
     def _head(self) -> None:
         points = self._points
-        turn = np.eye(3)
-        if self._seen[[NOSE, LEFT_EAR, RIGHT_EAR]].all():
-            across = points[LEFT_EAR] - points[RIGHT_EAR]
-            ahead = points[NOSE] - (points[LEFT_EAR] + points[RIGHT_EAR]) / 2
-            # The nose lies about as far below the ears as a quarter of its distance before them.
-            up = np.cross(ahead, across)
-            head = _frame(across, up) @ _about_x(np.deg2rad(-12))
-            turn = _limited(self._world[JOINT["spine3"]].T @ head, np.deg2rad(80))
-        half = _power(turn, 0.5)
-        self._follow("neck", "spine3", half)
-        self._follow("head", "neck", half)
+        chest = self._world[JOINT["spine3"]]
+        if not self._seen[[NOSE, LEFT_EAR, RIGHT_EAR]].all():
+            self._follow("neck", "spine3", np.eye(3))
+            self._follow("head", "neck", np.eye(3))
+            return
+        ears = (points[LEFT_EAR] + points[RIGHT_EAR]) / 2
+        across = points[LEFT_EAR] - points[RIGHT_EAR]
+        # The nose lies a little below the ears when the head is upright.
+        head = _frame(across, np.cross(points[NOSE] - ears, across)) @ _about_x(NOSE_DROP)
+        head = chest @ _limited(chest.T @ head, np.deg2rad(80))
+        self._reach("neck", "spine3")
+        base = ears - head @ EARS_FROM_HEAD
+        bone = self._rest[JOINT["head"]] - self._rest[JOINT["neck"]]
+        swing = _least_rotation(bone, chest.T @ (base - self._joints[JOINT["neck"]]))
+        self._follow("neck", "spine3", _limited(swing, np.deg2rad(50)))
+        self._follow("head", "neck", self._world[JOINT["neck"]].T @ head)
 
     def _leg(self, side: int, name: str) -> None:
         self._point(f"{name}_hip", "pelvis", f"{name}_knee", KNEES[side])
@@ -187,7 +210,11 @@ class _Poser:
         self._follow(f"{name}_foot", f"{name}_ankle", np.eye(3))
 
     def _arm(self, side: int, name: str) -> None:
-        self._follow(f"{name}_collar", "spine3", np.eye(3))
+        self._reach(f"{name}_collar", "spine3")
+        collar = self._rest[JOINT[f"{name}_shoulder"]] - self._rest[JOINT[f"{name}_collar"]]
+        shoulder = self._points[SHOULDERS[side]] - self._joints[JOINT[f"{name}_collar"]]
+        shrug = _least_rotation(collar, self._world[JOINT["spine3"]].T @ shoulder)
+        self._follow(f"{name}_collar", "spine3", _limited(shrug, np.deg2rad(25)))
         hang = RELAXED_ARM if side == RIGHT else -RELAXED_ARM
         self._point(f"{name}_shoulder", f"{name}_collar", f"{name}_elbow", ELBOWS[side], _about_z(hang))
         self._point(f"{name}_elbow", f"{name}_shoulder", f"{name}_wrist", WRISTS[side])
