@@ -22,7 +22,7 @@ PLAIN_EVERY = 5.0
 WINDOW = 10.0
 """Seconds over which a rate is measured."""
 PHASES = ("importing", "loading", "warming")
-QUIET = ("output", "working", "ready")
+QUIET = ("output", "importing", "warming", "working")
 """States that are worth a line only with --verbose."""
 
 
@@ -66,12 +66,19 @@ def clock_text(seconds: float | None) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
+def span_text(seconds: float) -> str:
+    """``0.3 s``, or ``2:03`` from a minute on."""
+    return f"{seconds:.1f} s" if seconds < 60 else clock_text(seconds)
+
+
 def _counts(event: JobProgress) -> tuple[int, int, int, int]:
     return event.decoded, event.detected, event.meshed, event.committed
 
 
 def stage_line(event: StageEvent) -> str:
     """``mesh: died: killed by SIGKILL; again in 0.1 s``."""
+    if event.state == "ready":
+        return f"{event.stage}: {event.message}"
     return f"{event.stage}: {event.state}" + (f": {event.message}" if event.message else "")
 
 
@@ -83,19 +90,13 @@ class _Lines:
         self._last: dict[str, str] = {}
 
     def stage(self, event: StageEvent) -> None:
-        if event.state in QUIET and not self._verbose and not self._was_down(event):
+        if not self._verbose and (event.state in QUIET or event.message.startswith("stopped")):
             return
         key = event.state if event.state in PHASES else stage_line(event)
         if self._last.get(event.stage) == key and event.state != "output":
             return
         self._last[event.stage] = key
         self.note(stage_line(event))
-
-    def _was_down(self, event: StageEvent) -> bool:
-        """A stage that has told of trouble also tells when it is over."""
-        return event.state == "ready" and any(
-            word in self._last.get(event.stage, "") for word in ("died", "circuit", "waiting", *PHASES)
-        )
 
     def note(self, text: str) -> None:
         raise NotImplementedError
@@ -244,4 +245,4 @@ def ending(result: VideoResult) -> str:
         return f"{result.video}: failed: {result.error}: {result.message}{again}"
     if result.earlier:
         return f"{result.name}: nothing to do"
-    return f"{result.name}: done, {result.outcome.frames} frames in {clock_text(result.outcome.wall_seconds)}"
+    return f"{result.name}: done, {result.outcome.frames} frames in {span_text(result.outcome.wall_seconds)}"

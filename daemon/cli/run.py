@@ -163,27 +163,18 @@ def print_table(results: Sequence[VideoResult]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from daemon.cli.progress import span_text
+    from stages.settings import STAGES
+
     console = Console(highlight=False, markup=False)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("video", overflow="fold")
-    for name in (
-        "frames",
-        "people",
-        "tracks",
-        "failed",
-        "restarts",
-        "wall s",
-        "decode",
-        "detect",
-        "mesh",
-        "track",
-    ):
-        table.add_column(name, justify="right")
+    for name in ("frames", "people", "tracks", "failed", "restarts", "time"):
+        table.add_column(name, justify="right", no_wrap=True)
     for result in results:
         summary = result.summary
         if result.error is not None or not summary:
             continue
-        seconds = summary["seconds"]
         table.add_row(
             result.video.name,
             str(summary["frames"]),
@@ -191,8 +182,7 @@ def print_table(results: Sequence[VideoResult]) -> None:
             str(summary["tracks"]),
             str(len(summary["failed_frames"])),
             str(len(summary["restarts"])),
-            f"{summary['wall_seconds']:.1f}",
-            *(f"{seconds.get(stage, 0.0):.1f}" for stage in ("decode", "detect", "mesh", "track")),
+            span_text(summary["wall_seconds"]),
         )
     if table.row_count:
         console.print(table)
@@ -204,4 +194,8 @@ def print_table(results: Sequence[VideoResult]) -> None:
             console.print(f"{result.video}: ends early: {result.summary['truncated']}", soft_wrap=True)
         for export, message in result.export_errors.items():
             console.print(f"{result.video}: export {export} failed: {message}", soft_wrap=True)
+        if not result.earlier:
+            seconds = result.summary["seconds"]
+            stages = ", ".join(f"{stage} {span_text(seconds.get(stage, 0.0))}" for stage in STAGES)
+            console.print(f"{result.video.name}: busy: {stages}", soft_wrap=True)
         console.print(f"results: {result.folder}", soft_wrap=True)
