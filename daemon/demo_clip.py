@@ -97,7 +97,9 @@ def draw_frame(body: LinearBody, scene: U8, time: float, seconds: float) -> U8:
         placed = (vertices + place).astype(np.float32)
         _shadow(picture, placed, focal)
         meshes.append(Mesh(placed, body.faces, _clothes(walker, body)))
-    return cv2.GaussianBlur(draw(picture, meshes, focal), (0, 0), 0.6)
+    blurred: Any = cv2.GaussianBlur(draw(picture, meshes, focal), (0, 0), 0.6)
+    found: U8 = blurred
+    return found
 
 
 def _stand(walker: Walker, time: float, seconds: float) -> tuple[F64, F64]:
@@ -171,7 +173,7 @@ def _shadow(picture: U8, vertices: F32, focal: float) -> None:
     flat[:, 2] += lean
     flat[:, 1] = FLOOR
     points = project(flat, width, height, focal).astype(np.int32)
-    mask = np.zeros((height, width), np.float32)
+    mask: Any = np.zeros((height, width), np.float32)
     cv2.fillConvexPoly(mask, cv2.convexHull(points), 1.0)
     mask = cv2.GaussianBlur(mask, (0, 0), width / 130)
     picture[:] = (picture * (1 - 0.35 * mask[..., None])).astype(np.uint8)
@@ -196,4 +198,5 @@ def _scene(size: tuple[int, int]) -> U8:
     picture = np.where((rows > edge)[..., None], floor, wall) * light[..., None]
     picture[(rows > edge - height * 0.016) & (rows <= edge)] *= 0.8
     noise = np.random.default_rng(7).normal(0, 1.5, picture.shape)
-    return np.clip(picture + noise, 0, 255).astype(np.uint8)
+    found: U8 = np.clip(picture + noise, 0, 255).astype(np.uint8)
+    return found

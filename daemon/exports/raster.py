@@ -53,7 +53,8 @@ def project(points: F32, width: int, height: int, focal: float) -> F32:
     """Camera coordinates (N, 3) in metres to pixels (N, 2); the principal point is the image's centre."""
     depth = np.maximum(points[:, 2:3], NEAREST)
     centre = np.array([width / 2, height / 2])
-    return (points[:, :2] / depth * focal + centre).astype(np.float32)
+    found: F32 = (points[:, :2] / depth * focal + centre).astype(np.float32)
+    return found
 
 
 def draw(image: U8, meshes: Sequence[Mesh], focal: float | None = None) -> U8:

@@ -105,7 +105,9 @@ class LandmarkNetwork:
         )
         points = raw.reshape(-1, 5)[:NUMBER]
         places = np.empty((NUMBER, 3), np.float32)
-        places[:, :2] = roi.to_image(refine(points[:, :2] / INPUT, heatmaps[0, :, :, :NUMBER]))
+        places[:, :2] = roi.to_image(
+            refine((points[:, :2] / INPUT).astype(np.float32), heatmaps[0, :, :, :NUMBER])
+        )
         places[:, 2] = points[:, 2] * np.float32(roi.side / INPUT)
         visibility = _sigmoid(points[:, 3])
         metres = roi.turn_world(world.reshape(-1, 3)[:NUMBER])
@@ -160,5 +162,5 @@ def body_box(points: F32, visibility: F32) -> F32:
 
 
 def _sigmoid(logits: F32) -> F32:
-    found: F32 = 1 / (1 + np.exp(-np.clip(logits, -80, 80)))
-    return found.astype(np.float32)
+    found: F32 = (1 / (1 + np.exp(-np.clip(logits, -80, 80)))).astype(np.float32)
+    return found

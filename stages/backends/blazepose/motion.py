@@ -43,7 +43,8 @@ class BoxMotion:
     @property
     def velocity(self) -> F64:
         """Of the centre, (2,) pixels a frame."""
-        return self._state[:2, 1].copy()
+        found: F64 = self._state[:2, 1].copy()
+        return found
 
     def predict(self) -> None:
         """One frame passes."""

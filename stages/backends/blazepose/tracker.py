@@ -178,7 +178,7 @@ class PersonTracker:
         now = people.joints_2d[index].astype(np.float64)
         apart = np.linalg.norm(before - (now - now.mean(axis=0)), axis=1) / height
         similarity = float(np.exp(-((apart / 0.1) ** 2)).mean())
-        return 0.4 * distance / gate + 0.4 * (1 - overlap(predicted, box)) + 0.2 * (1 - similarity)
+        return float(0.4 * distance / gate + 0.4 * (1 - overlap(predicted, box)) + 0.2 * (1 - similarity))
 
     def _see(self, person: Person, people: People, index: int, held: Held) -> None:
         person.motion.update(people.boxes[index])
