@@ -52,7 +52,7 @@ while read -r line; do
     -*) left=; for pid in $pids; do [ "$pid" = "${line#-}" ] || left="$left $pid"; done; pids=$left ;;
   esac
 done
-for pid in $pids; do kill -9 -- "-$pid" 2>/dev/null; done
+for pid in $pids; do kill -s KILL -- "-$pid" 2>/dev/null; done
 rm -rf -- "$1"
 """
 """Outlives a supervisor that was killed: ends what is left of the process groups, removes the folder."""
