@@ -68,4 +68,4 @@ def silence() -> None:
 
 def get(name: str) -> structlog.typing.FilteringBoundLogger:
     """A logger that says where its lines come from."""
-    return cast(structlog.typing.FilteringBoundLogger, structlog.get_logger(logger=name))
+    return cast(structlog.typing.FilteringBoundLogger, structlog.get_logger(component=name))

@@ -454,7 +454,7 @@ def test_log_lines_are_json_in_a_file(bench: Bench) -> None:
     )
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     assert [line["event"] for line in lines] == ["stage", "job", "done"]
-    assert all(line["level"] == "info" and line["logger"] == "run" and line["timestamp"] for line in lines)
+    assert all(line["level"] == "info" and line["component"] == "run" and line["timestamp"] for line in lines)
 
 
 # -- the real program ------------------------------------------------------------------------------
