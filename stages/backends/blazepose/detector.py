@@ -15,6 +15,7 @@ from stages.backends.blazepose.options import Options
 from stages.backends.blazepose.suppress import merge_detections, radii
 from stages.backends.blazepose.tiles import Tile
 from stages.protocols import Report
+
 from stages.records import Detections, F32, Frame, U8  # isort: skip
 
 SMALL = 26.0

@@ -7,6 +7,7 @@ process that needs them, after `requirements.check` has named in seconds whateve
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from stages.protocols import Backend, BodyModel, Detector, MeshRegressor, Report, Tracker
@@ -62,6 +63,15 @@ def _body(options: Mapping[str, Any]) -> BodyModel:
     return load_body({"smpl_model": str(Options.from_mapping(options).smpl_model)})
 
 
+def _tracks(results: Path, folder: Path) -> Path:
+    from stages.backends.humans4d.pickle import write_tracks_pickle
+    from stages.results import read_results
+
+    with read_results(results) as found:
+        write_tracks_pickle(folder / "tracks.pkl", found)
+    return folder / "tracks.pkl"
+
+
 BACKEND = Backend(
     name=NAME,
     detector=_detector,
@@ -72,4 +82,5 @@ BACKEND = Backend(
     # torch starts threads and may touch the driver when its companions are imported: nothing of it is
     # promised to survive a fork, so only the plain packages are imported beforehand.
     preload={"detect": ("numpy", "cv2"), "mesh": ("numpy", "cv2"), "track": ("numpy",)},
+    exports={"tracks": _tracks},
 )
