@@ -10,6 +10,7 @@ snapshots and closing also force it to disk, against the loss of power.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import re
@@ -20,11 +21,16 @@ from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
+_FORMAT = b"poseward journal 1\n"
+"""Stands in the lock file. Records of another version must be refused, not taken for damage and cut off."""
 _MAGIC = b"PWJ1"
 _RECORD = struct.Struct("<4sIQI")  # magic, length, frame, crc32 of frame and payload
 _SEGMENT = re.compile(r"journal-(\d{12})")
 _SNAPSHOT = re.compile(r"snapshot-(\d{12})")
+_UNFINISHED = re.compile(r"snapshot-(\d{12})\.part")
 _KEEP_SNAPSHOTS = 2
+_LARGEST_PAYLOAD = 0xFFFFFFFF
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class JournalError(Exception):
@@ -56,7 +62,8 @@ class Journal:
         """Open or create the journal in ``folder``; a torn or corrupt tail is cut off.
 
         Raises:
-            JournalError: another process has it open, or the folder cannot be written.
+            JournalError: another process has it open, another version wrote it, or the folder cannot be
+                read or written.
         """
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -65,11 +72,18 @@ class Journal:
             raise JournalError(f"{folder}: cannot keep a journal there: {error.strerror}") from error
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _check_format(folder, lock)
+            journal = cls(folder, lock)
+            journal._recover()
         except BlockingIOError:
             os.close(lock)
             raise JournalError(f"{folder}: another process is working on this job") from None
-        journal = cls(folder, lock)
-        journal._recover()
+        except OSError as error:
+            os.close(lock)
+            raise JournalError(f"{folder}: cannot open the journal: {error.strerror}") from error
+        except BaseException:
+            os.close(lock)
+            raise
         return journal
 
     def append(self, frame: int, payload: bytes) -> None:
@@ -81,8 +95,9 @@ class Journal:
         """
         if frame != self.next_frame:
             raise JournalOrderError(f"{self._folder}: frame {frame} offered, {self.next_frame} is next")
-        checksum = zlib.crc32(payload, zlib.crc32(frame.to_bytes(8, "little")))
-        record = _RECORD.pack(_MAGIC, len(payload), frame, checksum) + payload
+        if len(payload) > _LARGEST_PAYLOAD:
+            raise JournalError(f"{self._folder}: frame {frame} is too large to journal ({len(payload) >> 20} MB)")
+        record = _RECORD.pack(_MAGIC, len(payload), frame, _checksum(frame, payload)) + payload
         end = os.lseek(self._segment, 0, os.SEEK_END)
         try:
             written = 0
@@ -90,45 +105,62 @@ class Journal:
                 written += os.write(self._segment, record[written:] if written else record)
         except OSError as error:
             os.ftruncate(self._segment, end)
-            free = shutil.disk_usage(self._folder).free
-            raise JournalFullError(
-                f"{self._folder}: cannot journal frame {frame} ({len(record)} bytes): {error.strerror}; "
-                f"{free >> 20} MB free; make room and submit the job again, it continues from here"
-            ) from error
+            raise self._unwritten(f"journal frame {frame} ({len(record)} bytes)", error) from error
         self.next_frame += 1
 
     def read(self, start: int) -> Iterator[tuple[int, bytes]]:
-        """Frames from ``start`` on, with their payloads. Frames before the older snapshot are gone."""
-        for path in self._paths(_SEGMENT):
+        """Frames from ``start`` on, with their payloads. Frames before the older snapshot are gone.
+
+        Raises:
+            JournalError: a frame between ``start`` and ``next_frame`` is gone or damaged.
+        """
+        segments = self._paths(_SEGMENT)
+        needed = [path for path, after in pairwise(segments) if _number(after) > start] + segments[-1:]
+        expected = start
+        for path in needed:
             for frame, payload, _ in _records(path):
-                if start <= frame < self.next_frame:
+                if expected == frame < self.next_frame:
+                    expected += 1
                     yield frame, payload
+        if expected < self.next_frame:
+            raise JournalError(f"{self._folder}: frame {expected} of the journal is gone or damaged")
 
     def snapshot(self, frame: int, state: bytes) -> None:
-        """Keep ``state``, in which all frames before ``frame`` are folded, and begin a new segment."""
-        self.sync()
+        """Keep ``state``, in which all frames before ``frame`` are folded, and begin a new segment.
+
+        Raises:
+            JournalOrderError: ``frame`` is beyond ``next_frame``.
+            JournalFullError: no room on the disk; journal and snapshots stay as they were.
+        """
+        if not 0 <= frame <= self.next_frame:
+            raise JournalOrderError(
+                f"{self._folder}: snapshot {frame} offered, the journal ends at {self.next_frame}"
+            )
         target = self._folder / f"snapshot-{frame:012d}"
-        beside = target.with_suffix(".part")
+        beside = target.with_name(target.name + ".part")
         try:
+            self.sync()
             with beside.open("wb") as file:
                 file.write(zlib.crc32(state).to_bytes(4, "little") + state)
                 file.flush()
                 os.fsync(file.fileno())
             beside.replace(target)
+            self._begin_segment(self.next_frame)
+            _sync_folder(self._folder)
         except OSError as error:
             beside.unlink(missing_ok=True)
-            raise JournalFullError(f"{self._folder}: cannot keep a snapshot: {error.strerror}") from error
-        self._begin_segment(frame)
+            raise self._unwritten(f"keep the snapshot at frame {frame}", error) from error
+        # Only now: what the new snapshot makes superfluous may go once that is on the disk.
         self._prune()
 
     def latest_snapshot(self) -> tuple[int, bytes] | None:
-        """The newest snapshot that is whole and that the journal reaches: (frame, state), or None."""
+        """The newest snapshot that is whole and from which the journal goes on: (frame, state), or None."""
+        segments = self._paths(_SEGMENT)
+        first = _number(segments[0]) if segments else 0
         for path in reversed(self._paths(_SNAPSHOT)):
-            data = path.read_bytes()
-            frame = _number(path)
-            whole = len(data) >= 4 and zlib.crc32(data[4:]) == int.from_bytes(data[:4], "little")
-            if whole and frame <= self.next_frame:
-                return frame, data[4:]
+            state = _state(path)
+            if state is not None and first <= _number(path) <= self.next_frame:
+                return _number(path), state
         return None
 
     def sync(self) -> None:
@@ -137,8 +169,11 @@ class Journal:
 
     def close(self) -> None:
         """Sync, and give the journal up. May be called twice."""
-        if self._segment >= 0:
+        if self._segment < 0:
+            return
+        try:
             self.sync()
+        finally:
             os.close(self._segment)
             os.close(self._lock)
             self._segment = -1
@@ -146,37 +181,66 @@ class Journal:
     # -- inside --------------------------------------------------------------------------------------------
 
     def _recover(self) -> None:
-        """Find the end of what is whole, and cut off everything behind it."""
-        segments = self._paths(_SEGMENT)
-        expected = _number(segments[0]) if segments else 0
-        intact = True
-        for path in segments:
-            if not intact or _number(path) != expected:
+        """Find the newest state that can be gone on from, and cut off everything behind what is whole."""
+        for path in self._paths(_UNFINISHED):
+            path.unlink()
+        for path in self._paths(_SNAPSHOT):
+            if _state(path) is None:
+                path.unlink()
+        whole = [_number(path) for path in self._paths(_SNAPSHOT)]
+        # Only what a snapshot does not hold need be whole. Without one, all must be there from the first frame.
+        for start in [*reversed(whole), 0]:
+            reached, segment, end = self._reach(start)
+            if reached >= start:
+                break
+        self.next_frame = reached
+        for path in self._paths(_SEGMENT):
+            if segment is None or _number(path) > _number(segment):
                 path.unlink()  # behind a gap: those frames will come again
-                intact = False
-                continue
-            end = 0
+        if segment is not None and end < segment.stat().st_size:
+            os.truncate(segment, end)
+        for path in self._paths(_SNAPSHOT):
+            if _number(path) > reached:
+                path.unlink()
+        self._begin_segment(reached if segment is None else _number(segment))
+
+    def _reach(self, start: int) -> tuple[int, Path | None, int]:
+        """How far the journal is whole from frame ``start`` on: the next frame, the last whole segment, its end.
+
+        Less than ``start`` where it does not even hold that: -1 if there is no segment that could.
+        """
+        segments = self._paths(_SEGMENT)
+        before = [path for path in segments if _number(path) <= start]
+        if not before:
+            return (0, None, 0) if start == 0 else (-1, None, 0)
+        expected, last, end = _number(before[-1]), before[-1], 0
+        for path in segments[len(before) - 1 :]:
+            if _number(path) != expected:
+                break
+            last, end = path, 0
             for frame, _, after in _records(path):
                 if frame != expected:
                     break
                 expected, end = frame + 1, after
             if end < path.stat().st_size:
-                os.truncate(path, end)
-                intact = False
-        self.next_frame = expected
-        if segments and _number(segments[0]) > 0 and self.latest_snapshot() is None:
-            # The frames before the first segment are gone, and so is their fold: begin anew.
-            for path in self._paths(_SEGMENT):
-                path.unlink()
-            self.next_frame = 0
-        kept = self._paths(_SEGMENT)
-        self._begin_segment(_number(kept[-1]) if kept else self.next_frame)
+                break
+        return expected, last, end
 
     def _begin_segment(self, frame: int) -> None:
+        path = self._folder / f"journal-{frame:012d}"
+        segment = os.open(path, os.O_CREAT | os.O_RDWR | os.O_APPEND | os.O_CLOEXEC, 0o600)
         if self._segment >= 0:
             os.close(self._segment)
-        path = self._folder / f"journal-{frame:012d}"
-        self._segment = os.open(path, os.O_CREAT | os.O_RDWR | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        self._segment = segment
+
+    def _unwritten(self, what: str, error: OSError) -> JournalError:
+        text = f"{self._folder}: cannot {what}: {error.strerror}"
+        if error.errno not in _NO_ROOM:
+            return JournalError(text)
+        free = shutil.disk_usage(self._folder).free
+        return JournalFullError(
+            f"{text}; {free >> 20} MB free; make room and submit the job again, it continues from here"
+        )
 
     def _prune(self) -> None:
         snapshots = self._paths(_SNAPSHOT)
@@ -196,6 +260,39 @@ def _number(path: Path) -> int:
     return int(path.name.rpartition("-")[2])
 
 
+def _checksum(frame: int, payload: bytes) -> int:
+    return zlib.crc32(payload, zlib.crc32(frame.to_bytes(8, "little")))
+
+
+def _check_format(folder: Path, lock: int) -> None:
+    """Refuse what another version wrote; sign a new journal."""
+    found = os.pread(lock, 4 * len(_FORMAT), 0)
+    if found == _FORMAT:
+        return
+    if not _FORMAT.startswith(found):  # less of it: its writer died while signing
+        raise JournalError(
+            f"{folder}: the journal there is of another version ({found[:40]!r}); finish the job with the "
+            "version that began it, or remove the folder to begin anew"
+        )
+    os.pwrite(lock, _FORMAT, 0)
+
+
+def _state(path: Path) -> bytes | None:
+    """What a snapshot holds, or None if it is damaged."""
+    data = path.read_bytes()
+    whole = len(data) >= 4 and zlib.crc32(data[4:]) == int.from_bytes(data[:4], "little")
+    return data[4:] if whole else None
+
+
+def _sync_folder(folder: Path) -> None:
+    """Names of new files survive the loss of power only when their folder is synced too."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def _records(path: Path) -> Iterator[tuple[int, bytes, int]]:
     """The whole records of a segment: frame, payload, and the offset behind it; ends at the first bad one."""
     with path.open("rb") as file:
@@ -205,6 +302,6 @@ def _records(path: Path) -> Iterator[tuple[int, bytes, int]]:
             if magic != _MAGIC or length > size - file.tell():
                 return
             payload = file.read(length)
-            if zlib.crc32(payload, zlib.crc32(frame.to_bytes(8, "little"))) != checksum:
+            if len(payload) < length or _checksum(frame, payload) != checksum:
                 return
             yield frame, payload, file.tell()

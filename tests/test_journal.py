@@ -8,11 +8,14 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from stages.journal import Journal, JournalError, JournalFullError, JournalOrderError
 
@@ -156,3 +159,189 @@ def test_kill_loses_nothing_that_append_returned_for(tmp_path: Path) -> None:
     journal = Journal.open(tmp_path)
     assert journal.next_frame >= promised
     journal.close()
+
+
+def test_a_journal_of_another_version_is_left_alone(tmp_path: Path) -> None:
+    written(tmp_path, 5)
+    (tmp_path / "journal.lock").write_bytes(b"poseward journal 2\n")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(JournalError, match="another version") as caught:
+        Journal.open(tmp_path)
+    assert str(tmp_path) in str(caught.value)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_death_while_signing_is_mended(tmp_path: Path) -> None:
+    written(tmp_path, 5)
+    lock = tmp_path / "journal.lock"
+    signature = lock.read_bytes()
+    for length in range(len(signature)):
+        lock.write_bytes(signature[:length])
+        assert check_prefix(tmp_path, 5) == 5
+        assert lock.read_bytes() == signature
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(JournalError, match="file"):
+        Journal.open(tmp_path / "file")
+    (tmp_path / "folder" / "journal.lock").mkdir(parents=True)
+    with pytest.raises(JournalError, match="folder"):
+        Journal.open(tmp_path / "folder")
+
+
+def test_a_snapshot_of_an_earlier_frame_loses_nothing(tmp_path: Path) -> None:
+    journal = Journal.open(tmp_path)
+    for frame in range(10):
+        journal.append(frame, payload(frame))
+    journal.snapshot(4, b"four")
+    with pytest.raises(JournalOrderError):
+        journal.snapshot(11, b"eleven")
+    for frame in range(10, 15):
+        journal.append(frame, payload(frame))
+    journal.close()
+    journal = Journal.open(tmp_path)
+    assert journal.latest_snapshot() == (4, b"four")
+    assert list(journal.read(4)) == [(frame, payload(frame)) for frame in range(4, 15)]
+    journal.close()
+
+
+def test_damage_in_what_the_newest_snapshot_holds_costs_nothing(tmp_path: Path) -> None:
+    written(tmp_path, 30, snapshots=(10, 20))
+    oldest = min(tmp_path.glob("journal-0*"))
+    oldest.write_bytes(b"rubbish" + oldest.read_bytes()[7:])
+    assert check_prefix(tmp_path, 30) == 30
+
+
+def test_a_hole_is_an_error_and_not_skipped(tmp_path: Path) -> None:
+    journal = Journal.open(tmp_path)
+    for frame in range(10):
+        journal.append(frame, payload(frame))
+    segment = tmp_path / "journal-000000000000"
+    segment.write_bytes(segment.read_bytes()[:-40])
+    with pytest.raises(JournalError, match=r"frame \d of the journal is gone"):
+        list(journal.read(0))
+    journal.close()
+
+
+def test_a_missing_segment_is_not_read_across(tmp_path: Path) -> None:
+    """The newest snapshot is damaged and the segment behind the older one is gone: nothing can be gone on from."""
+    written(tmp_path, 30, snapshots=(10, 20))
+    (tmp_path / "snapshot-000000000020").write_bytes(b"rubbish")
+    (tmp_path / "journal-000000000010").unlink()
+    assert check_prefix(tmp_path, 30) == 0
+
+
+class Died(BaseException):
+    """Stands for SIGKILL: nothing of the journal's own runs behind it but what `finally` would."""
+
+
+def die_after(steps: int, patch: pytest.MonkeyPatch) -> None:
+    """Let the system calls by which a journal changes its folder end this process after ``steps`` of them."""
+    calls = 0
+
+    def deadly(real: Callable[..., object]) -> Callable[..., object]:
+        def call(*args: object, **options: object) -> object:
+            nonlocal calls
+            calls += 1
+            if calls > steps:
+                raise Died
+            return real(*args, **options)
+
+        return call
+
+    for name in ("fsync", "open", "replace", "unlink", "close"):
+        patch.setattr(os, name, deadly(getattr(os, name)))
+
+
+def test_a_death_at_any_step_of_a_snapshot_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps, died = -1, True
+    while died:
+        steps += 1
+        folder = tmp_path / str(steps)
+        written(folder, 30, snapshots=(10, 20))
+        journal = Journal.open(folder)
+        with monkeypatch.context() as patch:
+            die_after(steps, patch)
+            try:
+                journal.snapshot(30, b"state 30")
+                died = False
+            except Died:
+                pass
+        os.close(journal._lock)  # as the kernel does
+        reopened = Journal.open(folder)
+        assert reopened.next_frame == 30
+        assert reopened.latest_snapshot() in [(20, b"state 20"), (30, b"state 30")]
+        assert not list(folder.glob("*.part"))
+        reopened.close()
+        assert check_prefix(folder, 40) == 30
+    assert steps > 5
+
+
+class AgainstAModel(RuleBasedStateMachine):
+    """Appends, snapshots, deaths with torn tails and damaged snapshots in any order, against two plain lists."""
+
+    @initialize()
+    def begin(self) -> None:
+        self.temporary = tempfile.TemporaryDirectory()
+        self.folder = Path(self.temporary.name)
+        self.journal = Journal.open(self.folder)
+        self.frames: list[bytes] = []
+        self.synced = 0
+
+    @rule(payload=st.binary(max_size=40))
+    def append(self, payload: bytes) -> None:
+        self.journal.append(len(self.frames), payload)
+        self.frames.append(payload)
+
+    @rule(back=st.integers(0, 3))
+    def snapshot(self, back: int) -> None:
+        latest = self.journal.latest_snapshot()
+        frame = max(len(self.frames) - back, latest[0] if latest else 0)
+        self.journal.snapshot(frame, b"%d" % frame)
+
+    @rule()
+    def reopen(self) -> None:
+        self.journal.close()
+        self.journal = Journal.open(self.folder)
+        assert self.journal.next_frame == len(self.frames)
+
+    @precondition(lambda self: any(self.folder.glob("journal-0*")))
+    @rule(cut=st.integers(1, 60))
+    def die_with_a_torn_tail(self, cut: int) -> None:
+        self.journal.close()
+        newest = max(self.folder.glob("journal-0*"))
+        data = newest.read_bytes()
+        newest.write_bytes(data[: max(0, len(data) - cut)])
+        self.journal = Journal.open(self.folder)
+        assert self.journal.next_frame <= len(self.frames)
+        del self.frames[self.journal.next_frame :]
+
+    @precondition(lambda self: any(self.folder.glob("snapshot-*")))
+    @rule()
+    def damage_the_newest_snapshot(self) -> None:
+        self.journal.close()
+        newest = max(self.folder.glob("snapshot-*"))
+        newest.write_bytes(newest.read_bytes()[:-1])
+        self.journal = Journal.open(self.folder)
+        del self.frames[self.journal.next_frame :]
+
+    @invariant()
+    def what_is_left_can_be_gone_on_from(self) -> None:
+        if not hasattr(self, "journal"):
+            return
+        assert self.journal.next_frame == len(self.frames)
+        latest = self.journal.latest_snapshot()
+        start, state = latest if latest else (0, b"0")
+        assert state == b"%d" % start
+        assert list(self.journal.read(start)) == list(enumerate(self.frames))[start:]
+        assert len(list(self.folder.glob("snapshot-*"))) <= 2
+
+    def teardown(self) -> None:
+        if hasattr(self, "journal"):
+            self.journal.close()
+            self.temporary.cleanup()
+
+
+TestAgainstAModel = AgainstAModel.TestCase
+TestAgainstAModel.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
