@@ -202,7 +202,11 @@ class Runner:
                 if self._open:
                     pipeline.step(STEP)
         finally:
-            pipeline.close()
+            try:
+                pipeline.close()
+            except OSError:
+                if not self._stop:  # after a second Ctrl-C there may be nobody left to be told to stop
+                    raise
 
     def _submit(self, pipeline: PipelineLike, video: Path, future: Future[places.Place]) -> None:
         try:

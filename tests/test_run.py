@@ -524,3 +524,16 @@ def test_a_stopped_run_leaves_no_process_and_is_resumed_to_the_same_bytes(clip: 
     assert (clip / "results" / "clip" / "frames.msgpack").read_bytes() == expected
     assert not list(clip.glob("poseward-*"))
     assert [path.name for path in (clip / "results").iterdir()] == ["clip"]
+
+
+def test_a_second_ctrl_c_kills_a_stage_that_does_not_stop(clip: Path) -> None:
+    program = Program(
+        clip, "--set", "stages.faults=mesh:hang-gil@20", "--set", "stages.deadlines.grace=600",
+        "--set", "stages.deadlines.working=600", "--set", "stages.deadlines.heartbeat=600",
+    )  # fmt: skip
+    program.wait(lambda: journaled(clip))
+    program.process.send_signal(signal.SIGINT)
+    program.wait(lambda: "once more kills" in program.said)
+    program.process.send_signal(signal.SIGINT)
+    assert program.process.wait(PATIENCE) == 130, program.said
+    assert "Traceback" not in program.said

@@ -90,7 +90,8 @@ class _Lines:
         self._last: dict[str, str] = {}
 
     def stage(self, event: StageEvent) -> None:
-        if not self._verbose and (event.state in QUIET or event.message.startswith("stopped")):
+        expected = event.message.startswith(("stopped", "configuration error"))  # the latter is told as failed
+        if not self._verbose and (event.state in QUIET or (event.state == "died" and expected)):
             return
         key = event.state if event.state in PHASES else stage_line(event)
         if self._last.get(event.stage) == key and event.state != "output":
@@ -239,10 +240,10 @@ def _describe(event: JobOpened) -> str:
 
 
 def ending(result: VideoResult) -> str:
-    """One line about how a video ended."""
+    """One line about how a video ended; a failure's reason stands in the table at the end."""
     if result.error is not None:
         again = " (--resume continues it)" if result.resumable else ""
-        return f"{result.video}: failed: {result.error}: {result.message}{again}"
+        return f"{result.video}: failed: {result.error}{again}"
     if result.earlier:
         return f"{result.name}: nothing to do"
     return f"{result.name}: done, {result.outcome.frames} frames in {span_text(result.outcome.wall_seconds)}"
