@@ -61,34 +61,49 @@ def list_(backend: str | None, json_output: bool, loaded: Loaded) -> None:
 
     name = backend or loaded.settings.stages.backend
     options = dict(loaded.settings.stages.options) if name == loaded.settings.stages.backend else {}
-    found = []
     try:
-        module = _module(name)
-        if hasattr(module, "plan"):
-            chosen = _options(name, options)
-            plan = module.plan(chosen)
-            for state in ("there", "to_fetch", "user"):
-                for file in getattr(plan, state):
-                    problem = None if state == "there" else f"missing: {file.url or 'to be supplied by you'}"
-                    found.append({"path": str(chosen.path(file.option)), "problem": problem})
-        else:
-            cache = str(options.get("cache", ""))
-            for file in module.FILES:
-                path, problem = module.cache_folder(cache) / file.name, None
-                try:
-                    module.locate(file, cache)
-                except ConfigurationError as error:
-                    problem = str(error)
-                found.append({"path": str(path), "problem": problem})
+        found = _files(name, options)
     except ConfigurationError as error:
         raise click.ClickException(str(error)) from error
     if json_output:
         click.echo(json.dumps({"backend": name, "files": found}, indent=2))
     else:
         for row in found:
-            click.echo(f"ok       {row['path']}" if row["problem"] is None else f"missing  {row['problem']}")
+            path, problem = row["path"], row["problem"]
+            if problem is None:
+                click.echo(f"ok       {path}")
+            else:
+                click.echo(f"bad      {problem if path in problem else f'{path}: {problem}'}")
     if any(row["problem"] for row in found):
         raise click.exceptions.Exit(1)
+
+
+def _files(backend: str, options: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Each file's ``path``, and as ``problem`` what is wrong with it and the way out, or None."""
+    from stages.protocols import ConfigurationError
+
+    module = _module(backend)
+    found: list[dict[str, Any]] = []
+    if hasattr(module, "plan"):
+        chosen = _options(backend, options)
+        plan = module.plan(chosen)
+        ways = {
+            "there": None,
+            "to_fetch": f"`poseward models fetch {backend}` fetches it",
+            "user": "yours to supply",
+        }
+        for state, way in ways.items():
+            found += [{"path": str(chosen.path(file.option)), "problem": way} for file in getattr(plan, state)]
+        return found
+    cache = str(options.get("cache", ""))
+    for file in module.FILES:
+        problem = None
+        try:
+            module.locate(file, cache)
+        except ConfigurationError as error:
+            problem = str(error)
+        found.append({"path": str(module.cache_folder(cache) / file.name), "problem": problem})
+    return found
 
 
 def _module(backend: str) -> ModuleType:
