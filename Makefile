@@ -32,6 +32,8 @@ $(INSTALLED): pyproject.toml
 	  if "$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null; then "$(PYTHON)" -m venv "$(VENV)"; \
 	  elif command -v uv >/dev/null; then uv venv --seed --python "$(PYTHON)" "$(VENV)"; \
 	  elif "$(PYTHON)" -m virtualenv --version >/dev/null 2>&1; then "$(PYTHON)" -m virtualenv "$(VENV)"; \
+	  elif "$(PYTHON)" -m pip --version >/dev/null 2>&1 && "$(PYTHON)" -m venv --without-pip "$(VENV)" && \
+	    "$(PYTHON)" -m pip --quiet --python "$(BIN)/python" install pip; then :; \
 	  else \
 	    echo "error: $(PYTHON) cannot make virtual environments (ensurepip is missing, as on Debian and Ubuntu);"; \
 	    echo "       sudo apt install python3-venv     or: make PYTHON=/path/to/another/python3"; exit 1; \
