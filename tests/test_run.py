@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,9 +16,10 @@ from pathlib import Path
 
 import psutil
 import pytest
+from rich.console import Console
 
 from daemon import logs, places, summary
-from daemon.cli.progress import PlainView, Rate, clock_text
+from daemon.cli.progress import PlainView, Rate, RichView, clock_text
 from daemon.cli.run import execute
 from daemon.config import Loaded, load
 from daemon.run import Interrupted, Options, Runner
@@ -424,6 +427,32 @@ def test_rates_and_remaining_time() -> None:
     rate.update(5)
     assert rate.per_second is None
     assert clock_text(3723) == "1:02:03"
+
+
+def test_the_live_view_shows_stages_and_takes_names_as_they_are(bench: Bench) -> None:
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, width=120, highlight=False, markup=False, emoji=False)
+    bench.runner()
+    with RichView(console) as view:
+        runner = Runner(
+            load(environ={"XDG_CONFIG_HOME": "/nonexistent"}),
+            Options(bench.results, ("overlay",)),
+            view,
+            factory=bench.factory,
+            exporter=bench.export,
+        )
+        view.stage(StageEvent("", "mesh", "died", "killed by SIGKILL; again in 0.1 s"))
+        view.stage(StageEvent("", "mesh", "output", "chatter"))
+        view.opened("[red]x", JobOpened("[red]x", 64, 48, 30.0, 9))
+        view.progress("[red]x", JobProgress("[red]x", 4, 3, 2, 1))
+        runner.run([bench.video("[bold]a:100:.mp4", "a"), bench.video("bad.mp4", "bad")])
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", out.getvalue())
+    assert "mesh: died: killed by SIGKILL; again in 0.1 s" in shown
+    assert "chatter" not in shown
+    assert "[bold]a:100:: done, 2 frames" in shown
+    assert "failed: unreadable-video" in shown
+    for stage, done in (("decode", 4), ("detect", 3), ("mesh", 2), ("track", 1)):
+        assert re.search(rf"\[red\]x +{stage} .* {done}/9", shown), shown
 
 
 def test_exit_codes_and_json(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:

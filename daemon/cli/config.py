@@ -65,7 +65,7 @@ def show(words: tuple[str, ...], changed: bool, json_output: bool, loaded: Loade
             row["help"],
             style="" if from_default else "bold",
         )
-    console = Console(highlight=False, markup=False)
+    console = Console(highlight=False, markup=False, emoji=False)
     console.print(table)
     console.print(f"file: {loaded.file or 'none (poseward config init writes one)'}")
 

@@ -77,7 +77,7 @@ def _print(folder: Path, summary: dict[str, Any], found: dict[str, Any], files: 
     from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False, markup=False)
+    console = Console(highlight=False, markup=False, emoji=False)
     console.print(
         f"{folder}: {found['frames']} frames of {found['width']}x{found['height']} at {found['fps']:g}/s "
         f"from {summary['input']['name']}, by {found['backend']}"

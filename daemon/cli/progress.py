@@ -156,8 +156,8 @@ class RichView(_Lines):
         super().__init__(verbose)
         self._console = console
         self._bars = Progress(
-            TextColumn("{task.fields[name]}", style="bold"),
-            TextColumn("{task.description}"),
+            TextColumn("{task.fields[name]}", style="bold", markup=False),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=None),
             _Done(),
             _Speed(),

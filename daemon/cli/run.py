@@ -100,7 +100,7 @@ def execute(
     def export(name: str, source: Path, folder: Path, progress: Any) -> Path:
         return make(name, source, folder, progress, settings.stages.options)
 
-    console = Console(stderr=True, highlight=False, markup=False)
+    console = Console(stderr=True, highlight=False, markup=False, emoji=False)
     with contextlib.ExitStack() as stack:
         try:
             if exporter is None:
@@ -166,7 +166,7 @@ def print_table(results: Sequence[VideoResult]) -> None:
     from daemon.cli.progress import span_text
     from stages.settings import STAGES
 
-    console = Console(highlight=False, markup=False)
+    console = Console(highlight=False, markup=False, emoji=False)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("video", overflow="fold")
     for name in ("frames", "people", "tracks", "failed", "restarts", "time"):
