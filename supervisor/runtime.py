@@ -39,8 +39,10 @@ def make_runtime(base: Path | None = None) -> Path:
             continue
         sweep(candidate)
         folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=candidate))
-        descriptor = os.open(folder / LOCK_NAME, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        # Locked before it has its name: nobody's sweep may find it free.
+        descriptor = os.open(folder / "new", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         fcntl.flock(descriptor, fcntl.LOCK_EX)
+        os.rename(folder / "new", folder / LOCK_NAME)
         _held[folder] = descriptor
         return folder
     raise RuntimePathError(

@@ -161,30 +161,54 @@ def test_an_interpreter_without_our_needs_is_a_configuration_error_even_behind_a
     assert "ModuleNotFoundError" in house.of(ev.Failed)[0].exit.reason
 
 
-def test_a_death_before_the_entry_is_not_blamed_on_the_last_life_s_work(house: House) -> None:
+@pytest.mark.parametrize("pieces", [3, 4])
+def test_a_death_before_the_link_is_not_blamed_on_the_last_life_s_work(house: House, pieces: int) -> None:
+    flag = house.folder / "flag"
+    # Imported by the interpreter itself, before anything of ours.
+    house.module("sitecustomize", f"import os\nif os.path.exists({str(flag)!r}): os.kill(os.getpid(), 9)\n")
     house.module(
-        "worker_then_unimportable",
-        """
+        "worker",
+        f"""
 import os, pathlib, signal
-flag = pathlib.Path(__file__).with_suffix(".flag")
-if flag.exists():
-    os.kill(os.getpid(), signal.SIGKILL)
 def main(link, config):
     link.ready()
-    for number in range(4):
-        with link.working({"frame": number}):
+    for number in range({pieces}):
+        link.idle()
+        with link.working({{"frame": number}}):
             pass
-    flag.touch()
-    with link.working({"frame": 4}):
+    pathlib.Path({str(flag)!r}).touch()
+    with link.working({{"frame": {pieces}}}):
         os.kill(os.getpid(), signal.SIGKILL)
 """,
     )
-    house.add("worker_then_unimportable:main")
+    house.add("worker:main")
     house.supervisor.start()
-    house.until(lambda: len(house.of(ev.Died)) >= 2, "two deaths")
-    first, second = house.of(ev.Died)[:2]
-    assert first.exit.activity == {"frame": 4}
+    house.until(lambda: len(house.of(ev.Died)) >= 3, "three deaths")
+    first, second, third = house.of(ev.Died)[:3]
+    assert first.exit.activity == {"frame": pieces}
     assert second.exit.activity is None
+    assert third.exit.activity is None
+
+
+@pytest.mark.parametrize("absent", [True, False], ids=["absent", "present"])
+def test_time_in_which_the_supervisor_did_not_run_counts_against_nobody(house: House, absent: bool) -> None:
+    house.module(
+        "busy",
+        "import time\ndef main(link, config):\n    link.ready()\n    link.receive(None)\n"
+        "    with link.working({'long': 1}): time.sleep(6.5)\n"
+        "    link.send('done', {})\n    while not link.stopping: link.receive(0.2)\n",
+    )
+    house.add("busy:main", deadlines=Deadlines(working=3.0, grace=0.2))
+    house.supervisor.start()
+    house.ready()
+    house.supervisor.send("worker", "go", {})
+    if absent:
+        time.sleep(4.5)  # not a wait for anything: this is the supervisor being absent
+        house.until(lambda: house.of(ev.Message) or house.of(ev.Died), "outcome")
+        assert not house.of(ev.Died)
+    else:
+        house.until(lambda: house.of(ev.Died), "end of the late one")
+        assert house.of(ev.Died)[0].exit.kind is ExitKind.HUNG
 
 
 def test_a_child_that_exits_with_success_has_not_failed(house: House) -> None:
