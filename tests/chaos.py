@@ -31,11 +31,12 @@ SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM, signa
 class Round:
     """One video worked on under fire."""
 
-    def __init__(self, video: Path, out: Path, options: list[str], rng: random.Random) -> None:
+    def __init__(self, video: Path, out: Path, options: list[str], rng: random.Random, total: int) -> None:
         self._video = video
         self._out = out
         self._options = options
         self._rng = rng
+        self._total = total  # bytes of the undisturbed results
         self.done: collections.Counter[tuple[str, str]] = collections.Counter()
 
     def run(self, faults: int) -> int:
@@ -43,14 +44,16 @@ class Round:
         struck = 0
         arguments: list[str] = []
         while True:
+            said = tempfile.TemporaryFile()  # noqa: SIM115 - read once the command has ended
             command = subprocess.Popen(
                 [sys.executable, "-c", MAIN, "run", str(self._video), "-o", str(self._out), *self._options, *arguments],
-                stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+                stdout=subprocess.DEVNULL, stderr=said,
             )  # fmt: skip
             while command.poll() is None:
                 if struck < faults and self._moved_on(command) and command.poll() is None:
                     struck += self._strike(command)
-            below = command.stderr.read() if command.stderr else ""
+            said.seek(0)
+            below = said.read().decode(errors="replace")
             if command.returncode == 0:
                 return struck
             if command.returncode != -signal.SIGKILL:
@@ -60,7 +63,7 @@ class Round:
     def _moved_on(self, command: subprocess.Popen[str]) -> bool:
         """Wait until the results have grown: a frame that dies three times by chance would rightly be skipped."""
         start = self._size()
-        share = self._rng.uniform(20_000, 400_000)
+        share = self._rng.uniform(0.05, 0.2) * self._total
         deadline = time.monotonic() + PATIENCE
         while command.poll() is None:
             size = self._size()
@@ -119,18 +122,23 @@ def main() -> int:
     rng = random.Random(given.seed)
     options = ["--set", f"stages.backend={given.backend}", "--no-exports"]
     # Faults come closer together here than a sane policy lets pass as bad luck.
-    for setting in ("restart.max_restarts=100000", "restart.max_delay=0.2", "deadlines.heartbeat=3"):
+    for setting in (
+        "restart.max_restarts=100000",
+        "restart.max_delay=0.2",
+        "deadlines.heartbeat=3",
+        "deadlines.importing=8",
+    ):
         options += ["--set", f"stages.{setting}"]
     struck, rounds = 0, 0
     table: collections.Counter[tuple[str, str]] = collections.Counter()
     with tempfile.TemporaryDirectory() as scratch:
-        Round(given.video, Path(scratch) / "calm", options, rng).run(0)
+        Round(given.video, Path(scratch) / "calm", options, rng, 0).run(0)
         (calm,) = (Path(scratch) / "calm").glob("*/frames.msgpack")
         expected = calm.read_bytes()
         while struck < given.faults:
             out = Path(scratch) / "storm"
             shutil.rmtree(out, ignore_errors=True)
-            storm = Round(given.video, out, options, rng)
+            storm = Round(given.video, out, options, rng, len(expected))
             struck += storm.run(min(given.per_round, given.faults - struck))
             rounds += 1
             table += storm.done

@@ -44,7 +44,7 @@ def write_squares(path: Path, frames: int = 60, size: tuple[int, int] = (160, 12
         for number in range(frames):
             image = np.zeros((height, width, 3), np.uint8)
             x = 5 + number % 60
-            image[20:50, x : x + 25] = (200, 255 - number, 40 + number)
+            image[20:50, x : x + 25] = (200, 255 - number % 128, 40 + number % 200)
             image[70:105, 120 - x : 150 - x] = (40 + 2 * (number % 50), 220, 230)
             for packet in stream.encode(av.VideoFrame.from_ndarray(image, format="bgr24")):
                 container.mux(packet)
