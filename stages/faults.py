@@ -1,12 +1,12 @@
 """Fault injection: makes a stage fail on purpose, at a frame or at random with a seed.
 
 A fault is ``stage:kind@frame`` or ``stage:kind%probability/seed``, with ``xN`` (at most N times for a frame) or
-``xalways`` behind it; without, it fires once for a frame. Kinds:
+``xalways`` behind it; without, it fires once for a frame (``slow`` always). Kinds:
 
 =============  ===========================================================================
 ``raise``      an exception
 ``oom``        an ``OutOfMemoryError`` as torch raises it
-``memory``     allocates until an address-space limit stops it (1 GB above what is used now)
+``memory``     allocates until an address-space limit stops it (256 MB above what is used now)
 ``kill``       SIGKILL to itself
 ``segv``       a real segmentation fault
 ``hang``       sleeps for ever, the interpreter's lock released
@@ -38,7 +38,8 @@ _SPEC = re.compile(
     r"(@(?P<frame>\d+)|%(?P<probability>[0-9.]+)/(?P<seed>\d+))(x(?P<times>\d+|always))?"
 )
 _FOR_EVER = 1_000_000
-_MEMORY_ROOM = 1 << 30
+_MEMORY_ROOM = 256 << 20
+_MEMORY_STEP = 16 << 20
 
 
 class FaultSpecError(ValueError):
@@ -79,11 +80,17 @@ class Fault:
                 f"fault {text!r}: expected stage:kind@frame or stage:kind%probability/seed, such as "
                 f"mesh:kill@57 or detect:raise%0.01/7x2; stages: {', '.join(STAGES)}; kinds: {', '.join(KINDS)}"
             )
-        times = None if match["times"] == "always" or match["kind"] == "slow" else int(match["times"] or 1)
+        kind, value = match["kind"], match["value"]
+        if (kind == "slow") != (value is not None):
+            raise FaultSpecError(f"fault {text!r}: slow, and only slow, takes seconds: mesh:slow=0.5@57")
+        probability = _number(text, match["probability"] or "0")
+        if probability > 1:
+            raise FaultSpecError(f"fault {text!r}: the probability is above 1; one such as mesh:kill%0.01/7")
+        times = match["times"] or ("always" if kind == "slow" else "1")
         return cls(
-            text, match["stage"], match["kind"], float(match["value"] or 0),
-            None if match["frame"] is None else int(match["frame"]),
-            float(match["probability"] or 0), int(match["seed"] or 0), times,
+            text, match["stage"], kind, _number(text, value or "0"),
+            None if match["frame"] is None else int(match["frame"]), probability, int(match["seed"] or 0),
+            None if times == "always" else int(times),
         )  # fmt: skip
 
     def hits(self, frame: int) -> bool:
@@ -92,6 +99,13 @@ class Fault:
             return frame == self.frame
         digest = hashlib.sha256(f"{self.seed}/{self.stage}/{frame}".encode()).digest()
         return int.from_bytes(digest[:8], "little") < self.probability * 2**64
+
+
+def _number(text: str, digits: str) -> float:
+    try:
+        return float(digits)
+    except ValueError:
+        raise FaultSpecError(f"fault {text!r}: {digits!r} is no number; such as mesh:slow=0.5@57") from None
 
 
 class FaultPlan:
@@ -141,6 +155,7 @@ class FaultPlan:
             self._fired[key] = fired + 1
         else:
             # One byte a shot, written before it: the shot may well end this process.
+            self._state.mkdir(parents=True, exist_ok=True)
             with (self._state / key).open("ab") as file:
                 fired = file.tell()
                 file.write(b".")
@@ -171,12 +186,13 @@ def _fire(fault: Fault, frame: int) -> None:
 def _exhaust_memory() -> None:
     """Allocate until the kernel says no, below a limit that leaves the machine unharmed."""
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    old = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (used + _MEMORY_ROOM, old[1]))
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    limits = [limit for limit in (used + _MEMORY_ROOM, soft, hard) if limit != resource.RLIM_INFINITY]
+    resource.setrlimit(resource.RLIMIT_AS, (min(limits), hard))
     hoard = []
     try:
         while True:
-            hoard.append(bytearray(64 << 20))
+            hoard.append(bytearray(_MEMORY_STEP))
     finally:
         hoard.clear()
-        resource.setrlimit(resource.RLIMIT_AS, old)
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))

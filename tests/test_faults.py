@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import queue
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -81,8 +83,78 @@ def test_deadly_faults_are_real(kind: str, code: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "mesh", "mesh:kill", "mush:kill@3", "mesh:explode@3", "mesh:kill@x", "mesh:kill%1"]
-)
+    "text",
+    [
+        "", "mesh", "mesh:kill", "mush:kill@3", "mesh:explode@3", "mesh:kill@x", "mesh:kill%1", "mesh:kill=2@3",
+        "mesh:slow@3", "mesh:slow=1.2.3@3", "mesh:kill%1.2.3/4", "mesh:kill%2/4", "mesh:kill@3x", "mesh:kill@3 ",
+    ],
+)  # fmt: skip
 def test_what_cannot_be_understood_is_explained(text: str) -> None:
-    with pytest.raises(FaultSpecError, match="mesh:kill@57"):
-        FaultPlan.parse((text,), "mesh", None)
+    for stage in ("mesh", "track"):
+        with pytest.raises(FaultSpecError, match=r"mesh:(kill|slow)") as caught:
+            FaultPlan.parse((text,), stage, None)
+        assert repr(text) in str(caught.value)
+
+
+def test_slow_may_be_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr("stages.faults.time.sleep", slept.append)
+    plan = FaultPlan.parse(("mesh:slow=0.5@1x2", "mesh:slow=0.25@2"), "mesh", None)
+    for _ in range(4):
+        plan.before([1])
+        plan.before([2])
+    assert slept.count(0.5) == 2
+    assert slept.count(0.25) == 4
+
+
+def test_exhaustion_respects_a_limit_that_is_there(tmp_path: Path) -> None:
+    """The process's own address-space limit is the lower one, and stands again afterwards."""
+    script = (
+        "import resource, sys\nfrom pathlib import Path\nfrom stages.faults import FaultPlan\n"
+        "used = int(Path('/proc/self/statm').read_text().split()[0]) * resource.getpagesize()\n"
+        "limit = (used + (64 << 20),) * 2\nresource.setrlimit(resource.RLIMIT_AS, limit)\n"
+        "try:\n    FaultPlan.parse(('mesh:memory@1',), 'mesh', None).before([1])\n"
+        "except MemoryError:\n    assert resource.getrlimit(resource.RLIMIT_AS) == limit\n    sys.exit(7)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True)
+    assert done.returncode == 7, done.stderr
+
+
+@pytest.mark.parametrize(("kind", "beats"), [("hang", True), ("hang-gil", False)])
+def test_a_hang_stops_the_other_threads_only_with_the_lock(kind: str, beats: bool) -> None:
+    """Every beat of another thread is a line; the process is ended once it has shown what it does."""
+    script = (
+        "import os, threading, time\nfrom stages.faults import FaultPlan\n"
+        "def beat():\n    while True:\n        os.write(1, b'beat\\n')\n        time.sleep(0.01)\n"
+        "threading.Thread(target=beat, daemon=True).start()\n"
+        "os.write(1, b'hanging\\n')\n"
+        f"FaultPlan.parse(('mesh:{kind}@1',), 'mesh', None).before([1])\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    lines: queue.Queue[bytes] = queue.Queue()
+    reader = threading.Thread(target=lambda: [lines.put(line) for line in process.stdout], daemon=True)
+    reader.start()
+    try:
+        while lines.get(timeout=60) != b"hanging\n":
+            pass
+        if beats:
+            for _ in range(30):
+                assert lines.get(timeout=60) == b"beat\n"
+        else:
+            with pytest.raises(queue.Empty):  # a few may still come before the lock is taken for good
+                for _ in range(30):
+                    lines.get(timeout=2)
+        assert process.poll() is None
+    finally:
+        process.kill()
+        process.wait()
+        reader.join()
+        process.stdout.close()
+
+
+def test_the_count_survives_in_a_folder_that_is_not_there_yet(tmp_path: Path) -> None:
+    state = tmp_path / "not" / "there"
+    with pytest.raises(InjectedError):
+        FaultPlan.parse(("mesh:raise@1",), "mesh", state).before([1])
+    FaultPlan.parse(("mesh:raise@1",), "mesh", state).before([1])
