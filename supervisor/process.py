@@ -64,6 +64,8 @@ class Life:
         self.started = now
         self.ready_at: float | None = None
         self.last_beat = now
+        self.gone_since: float | None = None
+        """When it was first found dead, though nobody has reported its status."""
         self.late = 0.0
         self.forgiven = 0.0
         """Seconds of ``late`` in which the supervisor itself did not run."""

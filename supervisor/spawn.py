@@ -31,6 +31,10 @@ class Places:
     lifeline: int
 
 
+SILENT_SERVER = 3.0
+"""Seconds after a child's death by which its fork server must have reported it."""
+
+
 class Spawner:
     """Starts children, and learns how those ended that it forked or executed."""
 
@@ -129,8 +133,11 @@ class Spawner:
             if server.dead or (server in self._retired and not self._has_children(server)):
                 self._abandon(server)
 
-    def reap(self, life: Life) -> bool:
-        """Whether this life is over. Its status is known then, or lost with its fork server."""
+    def reap(self, life: Life, now: float) -> bool:
+        """Whether this life is over. Its status is known then, or lost with its fork server.
+
+        A server that does not report a death it must have seen is itself stopped or hung: it is abandoned.
+        """
         if life.pid is None:
             return life.status is not None
         if life.status is not None:
@@ -143,7 +150,14 @@ class Spawner:
             del self._executed[life.pid]
             life.status = -code if code < 0 else code << 8
             return True
-        return life.pid not in self._forked and not _exists(life.pid)
+        if _exists(life.pid):
+            return False
+        if life.pid not in self._forked:
+            return True
+        life.gone_since = life.gone_since or now
+        if now - life.gone_since > SILENT_SERVER:
+            self._abandon(self._forked[life.pid][0])
+        return life.pid not in self._forked
 
     def close(self) -> None:
         for server in self._all():

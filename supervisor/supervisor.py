@@ -273,7 +273,7 @@ class Supervisor:
         if life.pid is not None and not life.noted:
             life.noted = True
             self._tell_janitor("+", life.pid)
-        if self._spawner.reap(life):
+        if self._spawner.reap(life, now):
             self._hear(LAST_WORDS)  # what it said before it died comes before its death
             self._bury(managed, life)
             return

@@ -315,3 +315,16 @@ def _alive(process: psutil.Process) -> bool:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+def test_a_stopped_fork_server_cannot_hold_up_the_end(bench: Bench) -> None:
+    """It neither forks nor reports: its children's deaths must be noticed all the same."""
+    bench.add("echo", preload=True)
+    bench.supervisor.start()
+    bench.ready()
+    server = psutil.Process(bench.of(ev.Started)[0].pid).parent()
+    assert server is not None
+    server.suspend()
+    bench.supervisor.kill("worker")
+    bench.death()
+    bench.ready(2)
