@@ -6,6 +6,7 @@ import re
 import resource
 import signal
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -242,3 +243,21 @@ def test_something_else_is_named(tmp_path: Path, content: bytes, message: str) -
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ResultsError, match="nothing-here"):
         read_results(tmp_path / "nothing-here")
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_the_documented_examples_run(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "results.md").read_text()
+    examples = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(examples) == 3
+    folder = tmp_path / "results" / "clip"
+    folder.mkdir(parents=True)
+    names = tuple("left_wrist" if joint == 20 else f"joint {joint}" for joint in range(24))
+    writer = ResultWriter.create(folder / "frames.msgpack", replace(HEADER, joint_names=names))
+    for record in records(4):
+        writer.append(record)
+    writer.close()
+    printed: list[tuple[object, ...]] = []
+    monkeypatch.chdir(tmp_path)
+    exec(compile(examples[number], "docs/results.md", "exec"), {"print": lambda *words: printed.append(words)})
+    assert len(printed) >= 6, "three frames with two people each"
