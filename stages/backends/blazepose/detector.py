@@ -18,14 +18,10 @@ from stages.protocols import Report
 
 from stages.records import Detections, F32, Frame, U8  # isort: skip
 
-SMALL = 26.0
-"""Radius of the circle around a body, in input pixels, below which the network is no longer at its best: people of
-1.6 times that height are found always, of the same height hardly ever. On runner.mp4 40 would cost four times the work
-and find nobody more."""
+SMALL = 40.0
+"""Radius of the circle around a body, in input pixels, below which smaller tiles may show more people."""
 FAINT = 0.15
 """Score from which a small person is worth a closer look."""
-WIDE = 2.0
-"""Aspect ratio from which the whole frame leaves people too few pixels to be found at all."""
 
 
 class PoseDetector:
@@ -75,8 +71,9 @@ class PoseDetector:
                 continue  # a square frame is its own only tile
             points, scores = self._search(image, level, faint)
             found.append((points, scores))
-            wide = max(width, height) >= WIDE * short and number == 0
-            if mode == "auto" and not wide and not self._look_closer(points, scores, level[0].side, number):
+            # The whole frame alone misses whoever stands beside somebody bigger: auto always looks at the short
+            # edge's squares too, and closer only where somebody is small in them.
+            if mode == "auto" and number and not self._somebody_small(points, level[0].side):
                 break
         points = np.concatenate([f[0] for f in found])
         scores = np.concatenate([f[1] for f in found])
@@ -84,10 +81,9 @@ class PoseDetector:
         points, scores = merge_detections(points[sure], scores[sure], self._options.min_distance)
         return points[: self._options.max_people], scores[: self._options.max_people]
 
-    def _look_closer(self, points: F32, scores: F32, side: float, number: int) -> bool:
-        """Whether smaller tiles may show more: somebody is small here, or (whole frame only) nobody is sure."""
-        small = radii(points) * (INPUT / side) < SMALL
-        return bool(small.any()) or (number == 0 and not (scores >= self._options.min_score).any())
+    @staticmethod
+    def _somebody_small(points: F32, side: float) -> bool:
+        return bool((radii(points) * (INPUT / side) < SMALL).any())
 
     def _search(self, image: U8, level: Sequence[Tile], min_score: float) -> tuple[F32, F32]:
         """Detections of all tiles of one level in pixels of the image, duplicates within a tile merged."""

@@ -28,7 +28,7 @@ class Options:
     """Path of an SMPL file whose surface is posed instead of the built-in body."""
     tiles: Tiles = "auto"
     """Where people are looked for: off is the whole frame; coarse adds half-overlapping squares of the short edge's
-    side; fine adds squares of half that side; auto decides for each frame by what the coarser level saw."""
+    side; fine adds squares of half that side; auto is coarse, and fine where somebody is small."""
     min_score: float = 0.4
     """Detections must score at least this; the landmark network judges again."""
     min_presence: float = 0.5
