@@ -7,6 +7,7 @@ set marks; decisions are taken in one place, a turn later at most.
 from __future__ import annotations
 
 import errno
+import contextlib
 import math
 import os
 import random
@@ -195,7 +196,8 @@ class Supervisor:
         os.close(self._lifeline)
         os.close(self._lifeline_read)
         assert self._janitor.stdin is not None
-        self._janitor.stdin.close()
+        with contextlib.suppress(BrokenPipeError):  # somebody killed the janitor
+            self._janitor.stdin.close()
         self._janitor.wait()
         remove_runtime(self._runtime)
 
