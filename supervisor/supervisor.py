@@ -6,8 +6,8 @@ set marks; decisions are taken in one place, a turn later at most.
 
 from __future__ import annotations
 
-import errno
 import contextlib
+import errno
 import math
 import os
 import random
