@@ -158,7 +158,7 @@ def test_inspect_notices_missing_and_damaged_results(tmp_path: Path) -> None:
     frames.write_bytes(frames.read_bytes()[:-200])
     result = CliRunner().invoke(cli, ["inspect", str(folder)])
     assert result.exit_code == 1
-    assert "the summary says 3" in result.output
+    assert "frames.msgpack: cut short after frame 1" in result.output
 
 
 def test_models_list_with_an_empty_cache_says_how_to_fetch(tmp_path: Path) -> None:
