@@ -243,7 +243,8 @@ def encode_record(record: FrameRecord) -> dict[str, Any]:
     value: dict[str, Any] = {
         "frame": record.frame,
         "time": float(record.time),
-        "tracks": [_encode_track(track) for track in record.tracks],
+        # A failed frame has no result, even where the tracker knows who must have been there.
+        "tracks": [] if record.failed else [_encode_track(track) for track in record.tracks],
     }
     if record.failed is not None:
         value["failed"] = {"stage": record.failed.stage, "reason": record.failed.reason}

@@ -46,9 +46,9 @@ class BoxMotion:
         found: F64 = self._state[:2, 1].copy()
         return found
 
-    def predict(self) -> None:
-        """One frame passes."""
-        step = np.array([[1.0, 1.0], [0.0, 1.0]])
+    def predict(self, inertia: float = 1.0) -> None:
+        """One frame passes, after which ``inertia`` of the velocity is left."""
+        step = np.array([[1.0, 1.0], [0.0, inertia]])
         size = max(self._state[3, 0], 1.0)
         noise = np.diag([(POSITION_NOISE * size / 4) ** 2, (VELOCITY_NOISE * size) ** 2])
         self._state = self._state @ step.T

@@ -40,6 +40,9 @@ class Options:
     are one person."""
     max_similarity: float = 0.6
     """Two people whose landmarks are more similar than this (object keypoint similarity) are one person."""
+    smoothing: bool = True
+    """Mend limbs that jump for a frame, slow down those that are hidden, and fill in people who were hidden for a
+    moment."""
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> Options:

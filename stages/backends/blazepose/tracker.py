@@ -3,7 +3,8 @@
 Prediction by a constant-velocity Kalman filter (SORT, Bewley et al. 2016); assignment by the Hungarian method in
 two rounds, sure detections before unsure ones (ByteTrack, Zhang et al. 2022); the cost joins motion, overlap and
 the similarity of poses. A new track is tentative until it has been seen ``n_init`` times in a row: false people
-flicker. Its first frames are filled in when it is confirmed, so the output lags by at most ``n_init - 1`` frames.
+flicker. Its first frames are filled in when it is confirmed, and so are the frames of a short occlusion when it is
+over; the output lags until that is decided, and by the few frames that mending poses looks ahead.
 """
 
 from __future__ import annotations
@@ -17,11 +18,16 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from stages.backends.blazepose.motion import F64, BoxMotion
-from stages.records import FrameRecord, People, Track
+from stages.backends.blazepose.options import Options
+from stages.backends.blazepose.smooth import REACH, Mender, gains, window
+from stages.body.model import load_body
+from stages.records import F32, FrameRecord, People, Track
 from stages.results import decode_record, encode_record
 from stages.wire import pack_value, unpack_value
 
 IMPOSSIBLE = 1e6
+INERTIA = 0.9
+"""Velocity that somebody who is not seen keeps from frame to frame: who was hidden may have stopped."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +38,8 @@ class TrackerSettings:
     """Sightings in a row after which a track is confirmed."""
     max_age: int = 45
     """Frames for which a lost person is remembered."""
-    coast: int = 0
-    """Frames for which a lost person is shown where the prediction puts them (``detected`` False)."""
+    fill: int = 9
+    """Longest occlusion in frames that is filled in once it is over (``detected`` False); needs a `Mender`."""
     sure: float = 0.5
     """Detections of at least this score are assigned first, and only they begin tracks."""
     gate: float = 0.7
@@ -56,31 +62,42 @@ class Person:
 
 
 @dataclass
+class Entry:
+    """A person in a held frame, as measured; ``gain`` (24,) as `Mender.mend` takes it."""
+
+    number: int
+    track: Track
+    gain: F32
+
+
+@dataclass
 class Held:
     """A frame whose record is not final: who stands in it, by person number, is decided later."""
 
     frame: int
     time: float
-    entries: list[tuple[int, Track]] = field(default_factory=list)
+    entries: list[Entry] = field(default_factory=list)
 
 
 class PersonTracker:
-    """`stages.protocols.Tracker` for one video of ``width`` x ``height`` pixels."""
+    """`stages.protocols.Tracker` for one video; without a mender, poses come out as they were measured."""
 
-    def __init__(self, settings: TrackerSettings, width: int, height: int) -> None:
+    def __init__(self, settings: TrackerSettings, mender: Mender | None = None) -> None:
         self._settings = settings
-        self._size = (width, height)
+        self._mender = mender
         self._people: list[Person] = []
         self._held: deque[Held] = deque()
         self._ids: dict[int, int] = {}
         """Identity of each confirmed person that a held frame may still name."""
+        self._shown: dict[int, list[tuple[int, F32]]] = {}
+        """By person number: frames and mended poses that were released last."""
         self._next_number = 1
         self._next_id = 1
 
     def update(self, frame: int, time: float, people: People) -> list[FrameRecord]:
         """Take the next frame's people; returns the records that have become final."""
         for person in self._people:
-            person.motion.predict()
+            person.motion.predict(INERTIA if person.misses else 1.0)
         held = Held(frame, time)
         self._held.append(held)
         free = self._assign(people, held)
@@ -110,11 +127,13 @@ class PersonTracker:
                     for p in self._people
                 ],
                 "held": [
-                    [h.frame, h.time, [number for number, _ in h.entries], _pack_tracks([t for _, t in h.entries])]
+                    [h.frame, h.time, [e.number for e in h.entries], _pack_tracks([e.track for e in h.entries]),
+                     [e.gain for e in h.entries]]
                     for h in self._held
                 ],
+                "shown": [[number, [list(pose) for pose in poses]] for number, poses in self._shown.items()],
             }
-        )
+        )  # fmt: skip
 
     def restore(self, data: bytes) -> None:
         """Become what `snapshot` described."""
@@ -128,9 +147,10 @@ class PersonTracker:
             motion = BoxMotion.restore(saved["motion"])
             self._people.append(Person(number, motion, saved["joints"], last, identity, hits, misses))
         self._held = deque(
-            Held(frame, time, list(zip(numbers, _unpack_tracks(tracks), strict=True)))
-            for frame, time, numbers, tracks in state["held"]
+            Held(frame, time, [Entry(*entry) for entry in zip(numbers, _unpack_tracks(tracks), gain, strict=True)])
+            for frame, time, numbers, tracks, gain in state["held"]
         )
+        self._shown = {number: [(frame, pose) for frame, pose in poses] for number, poses in state["shown"]}
 
     # -- one frame -----------------------------------------------------------------------------------------
 
@@ -181,28 +201,41 @@ class PersonTracker:
         return float(0.4 * distance / gate + 0.4 * (1 - overlap(predicted, box)) + 0.2 * (1 - similarity))
 
     def _see(self, person: Person, people: People, index: int, held: Held) -> None:
+        now = _track(people, index)
+        if person.misses <= self._settings.fill:
+            self._fill(person, now)
         person.motion.update(people.boxes[index])
         person.joints = people.joints_2d[index].astype(np.float64)
-        person.last = _track(people, index)
+        person.last = now
         person.hits += 1
         person.misses = 0
         if not person.id and person.hits >= self._settings.n_init:
-            person.id = self._next_id
-            self._ids[person.number] = person.id
-            self._next_id += 1
-        held.entries.append((person.number, person.last))
+            self._confirm(person)
+        held.entries.append(_entry(person, people, index))
+
+    def _fill(self, person: Person, now: Track) -> None:
+        """Put the person into the frames of the occlusion that is over."""
+        if self._mender is None or not person.misses:
+            return
+        for step in range(1, person.misses + 1):
+            track = self._mender.between(person.last, now, step / (person.misses + 1))
+            gap = self._held[-2 - person.misses + step]
+            gap.entries.append(Entry(person.number, track, np.ones(len(track.pose), np.float32)))
+
+    def _confirm(self, person: Person) -> None:
+        person.id = self._next_id
+        self._ids[person.number] = person.id
+        self._next_id += 1
 
     def _age(self, held: Held) -> None:
         """Deal with those who were not seen in this frame."""
-        seen = {number for number, _ in held.entries}
+        seen = {entry.number for entry in held.entries}
         kept = []
         for person in self._people:
             if person.number not in seen:
                 person.misses += 1
                 if not person.id or person.misses > self._settings.max_age:
                     continue  # tentative people must be seen without a gap
-                if person.misses <= self._settings.coast and self._inside(person.motion.box):
-                    held.entries.append((person.number, _moved(person)))
             kept.append(person)
         self._people = kept
 
@@ -213,40 +246,61 @@ class PersonTracker:
         )
         self._next_number += 1
         if self._settings.n_init <= 1:
-            person.id = self._next_id
-            self._ids[person.number] = person.id
-            self._next_id += 1
+            self._confirm(person)
         self._people.append(person)
-        held.entries.append((person.number, last))
-
-    def _inside(self, box: F64) -> bool:
-        x, y = (box[:2] + box[2:]) / 2
-        return bool(0 <= x <= self._size[0] and 0 <= y <= self._size[1])
+        held.entries.append(_entry(person, people, index))
 
     def _release(self, *, final: bool) -> list[FrameRecord]:
-        """The held frames, from the oldest on, in which nobody is tentative any more."""
+        """The held frames, from the oldest on, of which nothing is undecided any more."""
         undecided = set() if final else {person.number for person in self._people if not person.id}
+        keep = 0
+        if self._mender is not None and not final:
+            gaps = [person.misses for person in self._people if person.misses <= self._settings.fill]
+            keep = max([REACH, *gaps])
         records = []
-        while self._held and not any(number in undecided for number, _ in self._held[0].entries):
+        while len(self._held) > keep and not any(e.number in undecided for e in self._held[0].entries):
             held = self._held.popleft()
-            tracks = []
-            for number, track in held.entries:
-                if (identity := self._ids.get(number)) is not None:
-                    track.id = identity
-                    tracks.append(track)
+            tracks = [self._final(entry, held.frame) for entry in held.entries if entry.number in self._ids]
             records.append(FrameRecord(held.frame, held.time, sorted(tracks, key=lambda track: track.id)))
         living = {person.number for person in self._people}
-        living.update(number for held in self._held for number, _ in held.entries)
+        living.update(entry.number for held in self._held for entry in held.entries)
         self._ids = {number: identity for number, identity in self._ids.items() if number in living}
+        self._shown = {number: poses for number, poses in self._shown.items() if number in living}
         return records
 
+    def _final(self, entry: Entry, frame: int) -> Track:
+        """The track of a confirmed person, with its identity, mended if that is on."""
+        track = entry.track
+        if self._mender is not None:
+            before = self._shown.setdefault(entry.number, [])
+            if track.detected:
+                after = [
+                    (held.frame, other.track.pose)
+                    for held in list(self._held)[:REACH]
+                    for other in held.entries
+                    if other.number == entry.number and other.track.detected
+                ]
+                track = self._mender.mend(track, entry.gain, window([*before, *after], frame))
+            before.append((frame, track.pose))
+            del before[:-REACH]
+        track.id = self._ids[entry.number]
+        return track
 
-def make_tracker(_options: Mapping[str, Any], width: int, height: int, fps: float) -> PersonTracker:
-    """The tracker of one job. Times in the settings are frames at 30 frames/s and scale with ``fps``."""
-    scale = fps / 30 if fps > 0 else 1.0
+
+def make_tracker(options: Mapping[str, Any], width: int, height: int, fps: float) -> PersonTracker:
+    """The tracker of one job. Times in the settings are frames at 30 frames/s and scale with ``fps``.
+
+    Raises:
+        ConfigurationError: an option is wrong, or the body model cannot be read.
+    """
+    chosen = Options.from_mapping(options)
     if fps <= 0:
-        return PersonTracker(TrackerSettings(n_init=1), width, height)  # one image: nothing to wait for
-    return PersonTracker(TrackerSettings(max_age=max(5, round(45 * scale))), width, height)
+        return PersonTracker(TrackerSettings(n_init=1))  # one image: nothing to wait for
+    scale = fps / 30
+    settings = TrackerSettings(max_age=max(5, round(45 * scale)), fill=max(2, round(9 * scale)))
+    if not chosen.smoothing:
+        return PersonTracker(settings)
+    return PersonTracker(settings, Mender(load_body({"smpl_model": chosen.smpl_model}), width, height))
 
 
 def overlap(first: F64, second: F64) -> float:
@@ -266,16 +320,10 @@ def _track(people: People, index: int) -> Track:
     )  # fmt: skip
 
 
-def _moved(person: Person) -> Track:
-    """The last sighting, put where the motion predicts the person."""
-    last = person.last
-    box = person.motion.box.astype(np.float32)
-    centre = (box[:2] + box[2:]) / 2
-    shift = centre - (last.box[:2] + last.box[2:]) / 2
-    return Track(
-        0, box, last.confidence / (1 + person.misses), last.camera, last.pose, last.betas, last.joints_3d,
-        (last.joints_2d + shift).astype(np.float32), last.vertices, detected=False,
-    )  # fmt: skip
+def _entry(person: Person, people: People, index: int) -> Entry:
+    visibility = people.extra.get("visibility")
+    gain = np.ones(len(person.last.pose), np.float32) if visibility is None else gains(visibility[index])
+    return Entry(person.number, person.last, gain)
 
 
 def _pack_tracks(tracks: list[Track]) -> Any:
