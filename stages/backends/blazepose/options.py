@@ -29,13 +29,13 @@ class Options:
     tiles: Tiles = "auto"
     """Where people are looked for: off is the whole frame; coarse adds half-overlapping squares of the short edge's
     side; fine adds squares of half that side; auto is coarse, and fine where somebody is small."""
-    min_score: float = 0.4
+    min_score: float = 0.3
     """Detections must score at least this; the landmark network judges again."""
     min_presence: float = 0.5
     """The landmark network must be at least this sure that it sees a person."""
     max_people: int = 24
     """Most people in a frame, best first."""
-    min_distance: float = 0.35
+    min_distance: float = 0.25
     """Two detections whose hip and shoulder centres are closer than this, as a share of the smaller one's radius,
     are one person."""
     max_similarity: float = 0.6
