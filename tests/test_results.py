@@ -71,6 +71,14 @@ def test_records_that_cross_the_reading_chunks_are_read(tmp_path: Path, monkeypa
             assert [record.frame for record in results] == list(range(30))
 
 
+def test_a_failed_frame_has_no_tracks_even_where_the_tracker_filled_it_in(tmp_path: Path) -> None:
+    writer = ResultWriter.create(tmp_path / "frames.msgpack", HEADER)
+    writer.append(FrameRecord(0, 0.0, [track(1, 1)], Failure("mesh", "kept dying")))
+    writer.close()
+    with read_results(tmp_path) as results:
+        assert [record.tracks for record in results] == [[]]
+
+
 def test_resuming_at_an_offset_gives_the_same_bytes(tmp_path: Path) -> None:
     write(tmp_path / "whole")
     writer = ResultWriter.create(tmp_path / "parts", HEADER)
