@@ -77,8 +77,9 @@ def test_chaos_leaves_the_results_byte_identical(clip: Path, undisturbed: bytes,
         run.work(clip, tmp_path)
         kills = 0
         while run.ended("clip") is None and kills < 12:
-            # Frames must move on between two kills: a frame that three deaths meet is poison by definition.
-            goal = run.committed() + rng.randint(1, 6)
+            # A frame that three deaths meet is poison by definition. Eight are in flight at most, so with five
+            # commits between two kills no frame can be there for three.
+            goal = run.committed() + rng.randint(5, 8)
             run.until(lambda goal=goal: run.committed() >= goal or run.ended("clip") is not None)  # type: ignore[misc]
             victim = rng.choice(["decode", "detect", "mesh", "track"])
             if run.ended("clip") is None and run.pid(victim) is not None:
