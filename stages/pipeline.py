@@ -45,6 +45,7 @@ class Pipeline:
         runtime: folder under which sockets live (short: Unix socket paths end at 107 bytes).
         patient: a service waits for a failed stage to be mended, and its jobs with it; otherwise jobs fail
             by name when a stage cannot be started or keeps failing.
+        wake: a descriptor of the owner's; `step` returns at once when it can be read.
 
     Raises:
         ConfigurationError: the backend does not exist.
@@ -58,6 +59,7 @@ class Pipeline:
         *,
         runtime: Path | None = None,
         patient: bool = False,
+        wake: int | None = None,
     ) -> None:
         self._settings = settings
         self._on_event = on_event
@@ -65,7 +67,7 @@ class Pipeline:
         backend = find_backend(settings.backend)
         self._runtime = make_runtime(runtime)
         self._ring = Ring.create(settings.slots, slot_bytes(settings))
-        self._supervisor = Supervisor(self._runtime, self._on_supervisor)
+        self._supervisor = Supervisor(self._runtime, self._on_supervisor, wake=wake)
         for spec in build_specs(settings, backend, self._ring, self._runtime):
             self._supervisor.add(spec)
         self._numbers = itertools.count(1)

@@ -68,6 +68,7 @@ class Supervisor:
         clock: monotonic seconds.
         rng: source of the backoff's jitter.
         probe: looks at GPU memory.
+        wake: a descriptor of the owner's; a turn ends at once when it can be read.
     """
 
     def __init__(
@@ -78,8 +79,10 @@ class Supervisor:
         clock: Callable[[], float] = time.monotonic,
         rng: random.Random | None = None,
         probe: DeviceProbe | None = None,
+        wake: int | None = None,
     ) -> None:
         self._runtime = runtime
+        self._wake = [] if wake is None else [wake]
         self._on_event = on_event
         self._clock = clock
         self._rng = rng or random.Random()
@@ -128,7 +131,7 @@ class Supervisor:
         timeout = min([timeout, *(max(0.0, m.due - began) for m in self._managed.values() if m.due is not None)])
         poller = zmq.Poller()
         poller.register(self._router, zmq.POLLIN)
-        for fd in self._descriptors():
+        for fd in [*self._wake, *self._descriptors()]:
             poller.register(fd, zmq.POLLIN)
         poller.poll(math.ceil(timeout * 1000))
         self._forgive(self._clock() - began - timeout)
