@@ -13,7 +13,7 @@ import difflib
 import os
 import typing
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,44 +22,13 @@ import platformdirs
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from daemon.config_sources import ConfigError, Entry, parse_toml, read_environment, read_file, read_sets
-from stages.settings import PipelineSettings
+from daemon.settings import Settings
 
 FILE_NAME = "poseward.toml"
 FILE_VARIABLE = "POSEWARD_CONFIG"
 DEFAULT = "default"
 
 __all__ = ["ConfigError", "Loaded", "Settings", "find_file", "leaves", "load"]
-
-
-@dataclass(frozen=True)
-class ResultsSettings:
-    """What a job leaves behind, and where."""
-
-    folder: str = "results"
-    """Folder in which each job gets a results folder of its own."""
-    exports: tuple[str, ...] = ("overlay",)
-    """Exports made after each job, such as overlay, glb, json; see `poseward export --help`."""
-
-
-@dataclass(frozen=True)
-class DaemonSettings:
-    """The process that owns the stages."""
-
-    runtime: str = ""
-    """Folder for sockets (a short path); empty: $XDG_RUNTIME_DIR, or the folder for temporary files."""
-    log_level: str = "info"
-    """Least important messages that are logged: debug, info, warning or error."""
-    log_file: str = ""
-    """File to which JSON log lines are appended; empty: none."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Everything that can be configured: one field a section of the file."""
-
-    stages: PipelineSettings = field(default_factory=PipelineSettings)
-    results: ResultsSettings = field(default_factory=ResultsSettings)
-    daemon: DaemonSettings = field(default_factory=DaemonSettings)
 
 
 @dataclass(frozen=True)
@@ -148,6 +117,19 @@ _RANGES: dict[str, Any] = {
     "max_restarts": limits.Ge(0),
     "window": limits.Gt(0),
     "cooldown": limits.Ge(0),
+    "settle": limits.Gt(0),
+    "poll": limits.Ge(0),
+    "max_message_mb": limits.Interval(ge=1, le=1024),
+    "max_upload_mb": limits.Ge(0),
+    "max_queue": limits.Ge(1),
+    "max_clients": limits.Ge(1),
+    "max_waiting": limits.Ge(1),
+    "max_images": limits.Ge(1),
+    "max_duration": limits.Ge(0),
+    "results_days": limits.Ge(0),
+    "results_gb": limits.Ge(0),
+    "work_days": limits.Ge(0),
+    "jobs_days": limits.Ge(0),
 }
 _CHOICES = {"daemon.log_level": ("debug", "info", "warning", "error")}
 _SINGLE = ("stages.decode.replicas", "stages.track.replicas")

@@ -1,0 +1,112 @@
+"""Everything that can be configured besides the pipeline: frozen dataclasses, one a section of the file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from stages.settings import PipelineSettings
+
+
+@dataclass(frozen=True)
+class ResultsSettings:
+    """What a job leaves behind, and where."""
+
+    folder: str = "results"
+    """Folder in which each job gets a results folder of its own."""
+    exports: tuple[str, ...] = ("overlay",)
+    """Exports made after each job, such as overlay, glb, json; see `poseward export --help`."""
+
+
+@dataclass(frozen=True)
+class DaemonSettings:
+    """The process that owns the stages."""
+
+    runtime: str = ""
+    """Folder for sockets (a short path); empty: $XDG_RUNTIME_DIR, or the folder for temporary files."""
+    state: str = ""
+    """Folder of the job store and of uploads; empty: $STATE_DIRECTORY, or ~/.local/state/poseward."""
+    log_level: str = "info"
+    """Least important messages that are logged: debug, info, warning or error."""
+    log_file: str = ""
+    """File to which JSON log lines are appended; empty: none."""
+
+
+@dataclass(frozen=True)
+class DropSettings:
+    """The folder whose videos are taken and worked on by `poseward serve`."""
+
+    folder: str = ""
+    """The drop folder; done/ and failed/ are made below it. Empty: there is none."""
+    settle: float = 2.0
+    """Seconds for which a file's size and time of change must stand still before it is taken."""
+    poll: float = 0.0
+    """Seconds between two looks into the folder; 0: the kernel tells, and where it is blind (Windows drives
+    under WSL, network folders) every 2 seconds."""
+
+
+@dataclass(frozen=True)
+class ApiSettings:
+    """The ZeroMQ interface of `poseward serve` and its limits; docs/protocol.md describes it."""
+
+    address: str = ""
+    """Where requests are answered, ipc://PATH or tcp://HOST:PORT; empty: ipc://STATE/api.sock."""
+    events: str = ""
+    """Where events are published; empty: beside the first (events.sock, or the next port)."""
+    roots: tuple[str, ...] = ("~",)
+    """Folders below which a submitted path must lie, links resolved."""
+    key: str = ""
+    """File with this daemon's secret CURVE key (`poseward keys new`); demanded for any address that others on
+    the network can reach."""
+    allow: str = ""
+    """Folder with the public CURVE keys of the clients that may connect, one file each."""
+    max_message_mb: int = 16
+    """Largest message; a client that sends more is disconnected."""
+    max_upload_mb: int = 4096
+    """Largest upload."""
+    max_queue: int = 10_000
+    """Jobs that may wait."""
+    max_clients: int = 64
+    """Clients that may be served within one minute."""
+    max_waiting: int = 64
+    """Requests of one client that may be waiting for something at a time."""
+    max_images: int = 16
+    """Single images that may be in work at a time; more are refused as busy."""
+    max_duration: float = 21600.0
+    """Longest video in seconds; 0 is no limit."""
+
+
+@dataclass(frozen=True)
+class MetricsSettings:
+    """The Prometheus endpoint of `poseward serve`."""
+
+    address: str = ""
+    """HOST:PORT, such as 127.0.0.1:9464; empty: no endpoint."""
+
+
+@dataclass(frozen=True)
+class RetentionSettings:
+    """What `poseward serve` removes by itself, and when. The defaults keep everything."""
+
+    results_days: float = 0.0
+    """Results folders older than this are removed; 0 keeps them."""
+    results_gb: float = 0.0
+    """Above this sum of all results, the oldest are removed; 0 keeps them."""
+    unfetched: bool = False
+    """Whether results that no client has fetched may be removed too."""
+    work_days: float = 30.0
+    """Unfinished work of failed and cancelled jobs older than this is removed; 0 keeps it."""
+    jobs_days: float = 0.0
+    """Entries of ended jobs older than this leave the job store; 0 keeps them."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that can be configured: one field a section of the file."""
+
+    stages: PipelineSettings = field(default_factory=PipelineSettings)
+    results: ResultsSettings = field(default_factory=ResultsSettings)
+    daemon: DaemonSettings = field(default_factory=DaemonSettings)
+    drop: DropSettings = field(default_factory=DropSettings)
+    api: ApiSettings = field(default_factory=ApiSettings)
+    metrics: MetricsSettings = field(default_factory=MetricsSettings)
+    retention: RetentionSettings = field(default_factory=RetentionSettings)
