@@ -1,0 +1,275 @@
+"""Each stage's interpreter: there, new enough, and able to import what its backend needs, asked in itself."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from daemon.doctor.check import Context, Finding, error, note, ok, warning
+from stages.processes import ENTRIES, HOUSE, PRELOAD
+from stages.protocols import ConfigurationError, find_backend
+from stages.settings import STAGES, StageSettings
+
+OLDEST = (3, 10)
+START_SECONDS = 15.0
+"""For an interpreter to start and say its version."""
+IMPORT_SECONDS = 150.0
+"""For the imports: torch from a cold disk takes a minute."""
+CHECK_SECONDS = START_SECONDS + IMPORT_SECONDS + 15.0
+_VERSION = "import sys; sys.stdout.write('%d.%d.%d' % sys.version_info[:3])"
+
+
+@dataclass
+class Interpreter:
+    """What one stage's interpreter said. ``problem`` and ``way_out`` are set where it could not be asked."""
+
+    stage: str
+    python: str
+    version: str = ""
+    prefix: str = ""
+    problem: str = ""
+    way_out: str = ""
+    failed: list[dict[str, Any]] = field(default_factory=list)
+    """Imports that failed: ``{failed, missing, error}``."""
+    problems: list[dict[str, str]] = field(default_factory=list)
+    """What the backend itself finds lacking: ``{what, way}``."""
+    versions: dict[str, str] = field(default_factory=dict)
+    libcuda: str | None = None
+    """None: not asked; empty: found; else the dynamic linker's complaint."""
+    torch: dict[str, Any] | None = None
+    codecs: dict[str, list[str]] | None = None
+
+
+def environment(context: Context, settings: StageSettings) -> dict[str, str]:
+    """The environment that the supervisor gives a process of the stage."""
+    before = settings.env.get("PYTHONPATH") or context.machine.environ.get("PYTHONPATH")
+    path = os.pathsep.join(filter(None, [HOUSE, before]))
+    own = {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
+    if settings.device.startswith("cuda"):
+        own["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
+    return {**context.machine.environ, **settings.env, **own}
+
+
+def interpreter(context: Context, stage: str) -> Interpreter:
+    """What the interpreter of a stage says; asked once, in a process of its own with the stage's environment."""
+    return context.once(f"interpreter {stage}", lambda: _ask(context, stage))
+
+
+def _ask(context: Context, stage: str) -> Interpreter:
+    settings = context.loaded.settings.stages.stage(stage)
+    found = Interpreter(stage, settings.python)
+    environ = environment(context, settings)
+    path = shutil.which(settings.python, path=environ.get("PATH"))
+    setting = f"stages.{stage}.python"
+    if path is None:
+        there = Path(settings.python).exists()
+        found.problem = f"{settings.python} " + ("is not executable" if there else "is not there")
+        found.way_out = (
+            f"chmod +x {settings.python}"
+            if there and Path(settings.python).is_file()
+            else f"set {setting} to the python of the environment that has the stage's packages, such as "
+            f"/path/to/venv/bin/python (this one is {context.machine.executable})"
+        )
+        return found
+    start = _run([path, "-c", _VERSION], environ, START_SECONDS)
+    found.version = start.output.strip()
+    numbers = tuple(int(part) for part in found.version.split(".") if part.isdecimal())
+    if start.problem or len(numbers) != 3:
+        found.problem = f"{path} does not start: {start.problem or 'it is no Python'}"
+        found.way_out = f"try `{path} -V`; if its environment is broken, make it anew, or set {setting}"
+        return found
+    if numbers < OLDEST:
+        found.problem = f"{path} is Python {found.version}"
+        found.way_out = f"Python {OLDEST[0]}.{OLDEST[1]} or newer is needed: set {setting} to one"
+        return found
+    _ask_inside(context, found, path, environ)
+    return found
+
+
+def _ask_inside(context: Context, found: Interpreter, path: str, environ: Mapping[str, str]) -> None:
+    stages = context.loaded.settings.stages
+    stage, settings = found.stage, stages.stage(found.stage)
+    try:
+        preload = find_backend(stages.backend).preload.get(stage, ())
+        packages = _packages(stages.backend, stage)
+    except ConfigurationError as missing:
+        found.problem, found.way_out = str(missing), "set stages.backend to one of those"
+        return
+    cuda = settings.device.startswith("cuda")
+    request = {
+        "stage": stage,
+        "backend": stages.backend,
+        "options": {"device": settings.device, **stages.options},
+        "modules": list(dict.fromkeys((ENTRIES[stage].partition(":")[0], *PRELOAD[stage], *preload))),
+        "packages": packages,
+        "frameworks": [name for name in ("torch", "torchvision") if name in packages or cuda],
+        "cuda": cuda,
+        "codecs": stage == "decode",
+    }
+    done = _run([path, "-m", "daemon.doctor.inside", json.dumps(request)], environ, IMPORT_SECONDS)
+    step = ""
+    for line in done.output.splitlines():
+        try:
+            said = json.loads(line)
+        except ValueError:
+            continue  # the last line of a process that was killed
+        step = said.get("step", step)
+        if "failed" in said:
+            found.failed.append(said)
+            continue
+        for name, value in said.items():
+            if hasattr(found, name):
+                setattr(found, name, value)
+    if done.problem:
+        found.problem = f"{path} died while {step or 'starting'}: {done.problem}"
+        found.way_out = (
+            f"run `{path} -m pip check`; a package there is broken, or built for another processor or library: "
+            "reinstall it"
+        )
+
+
+@dataclass(frozen=True)
+class _Done:
+    output: str
+    problem: str
+    """Empty, or why the output is not whole."""
+
+
+def _run(command: list[str], environ: Mapping[str, str], seconds: float) -> _Done:
+    try:
+        done = subprocess.run(
+            command,
+            env=dict(environ),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=seconds,
+            check=False,
+            start_new_session=True,
+        )
+    except subprocess.TimeoutExpired as late:
+        return _Done((late.stdout or b"").decode(errors="replace"), f"no end after {seconds:.0f} s")
+    except OSError as problem:
+        return _Done("", problem.strerror or str(problem))
+    output, said = done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace").strip()
+    if done.returncode < 0:
+        return _Done(output, f"killed by {signal.Signals(-done.returncode).name}")
+    if done.returncode:
+        return _Done(
+            output, f"exit code {done.returncode}: {said.splitlines()[-1] if said else 'it said nothing'}"
+        )
+    return _Done(output, "")
+
+
+def _packages(backend: str, stage: str) -> list[str]:
+    """The packages that the backend names for a stage, where it has such a list; empty where it has none."""
+    package = backend if "." in backend else f"stages.backends.{backend}"
+    try:
+        requirements = importlib.import_module(f"{package}.requirements")
+    except ImportError:
+        return []
+    return list(getattr(requirements, "PACKAGES", {}).get(stage, ()))
+
+
+def check_interpreter(context: Context, check: str) -> Iterator[Finding]:
+    """One stage's interpreter; the stage is the check's name after the dot."""
+    stage = check.partition(".")[2]
+    settings = context.loaded.settings.stages.stage(stage)
+    found = interpreter(context, stage)
+    if found.problem:
+        yield error(check, f"{stage}: {found.problem}", found.way_out)
+        if not found.failed:
+            return
+    head = f"{stage}: {found.python} is Python {found.version}"
+    broken = False
+    for failure in found.failed:
+        broken = True
+        missing = failure.get("missing")
+        name = failure["failed"]
+        if missing:
+            what = f"{stage}: {found.python} has no {missing}" + (f" (for {name})" if missing != name else "")
+            way = (
+                f"{found.python} -m pip install {_distribution(missing)}, or set stages.{stage}.python to the "
+                "interpreter that has it"
+            )
+        else:
+            what = f"{stage}: {found.python} cannot import {name}: {failure['error']}"
+            way = f"{found.python} -m pip install --force-reinstall {_distribution(name)}"
+        yield error(check, what, way)
+    files = _file_words(found)
+    for problem in found.problems:
+        if problem["what"] in files:
+            continue  # told under models, once and not for every stage
+        broken = True
+        yield error(check, f"{stage}: {problem['what']}", problem["way"])
+    if not os.path.isabs(settings.python):
+        yield note(
+            check,
+            f"stages.{stage}.python = {settings.python!r} is looked up on PATH, which a service does not share",
+            f"set stages.{stage}.python to {shutil.which(settings.python) or 'an absolute path'}",
+        )
+    if not broken and not found.problem:
+        versions = ", ".join(f"{name} {version}" for name, version in sorted(found.versions.items()))
+        yield ok(check, f"{head}; {versions}" if versions else head)
+
+
+def _file_words(found: Interpreter) -> set[str]:
+    """The backend's complaints that are about files: those name a path that the models' check names too."""
+    return {problem["what"] for problem in found.problems if problem["what"].startswith(("no file ", "/"))}
+
+
+def _distribution(module: str) -> str:
+    """What pip calls the package of a module."""
+    names = {"cv2": "opencv-python", "zmq": "pyzmq", "ai_edge_litert": "ai-edge-litert", "PIL": "pillow"}
+    top = module.split(".")[0]
+    return "poseward" if top in ("daemon", "stages", "supervisor") else names.get(top, top)
+
+
+def check_own(context: Context, check: str) -> Iterator[Finding]:
+    """The interpreter that runs this command, the environment the shell has active, and ``poseward`` on PATH."""
+    machine = context.machine
+    trouble = False
+    active = machine.environ.get("VIRTUAL_ENV", "")
+    own = Path(machine.executable).parent.parent
+    if active and Path(active).resolve() != own.resolve():
+        trouble = True
+        yield warning(
+            check,
+            f"the shell has the environment {active} active, but this runs under {machine.executable}",
+            f"run {active}/bin/poseward, after `{active}/bin/python -m pip install poseward`, or `deactivate`",
+        )
+    program = shutil.which("poseward", path=machine.environ.get("PATH", ""))
+    if program is not None:
+        used = _shebang(Path(program))
+        if used and Path(used).parent.resolve() != Path(machine.executable).parent.resolve():
+            trouble = True
+            yield warning(
+                check,
+                f"`poseward` on PATH is {program}, which runs under {used}, not under {machine.executable}",
+                f"call {Path(machine.executable).parent / 'poseward'}, or put its folder first on PATH",
+            )
+    others = sorted(
+        {python for stage in STAGES if (python := context.loaded.settings.stages.stage(stage).python)}
+        - {machine.executable}
+    )
+    if others:
+        yield note(check, f"some stages run under another interpreter than this one: {', '.join(others)}")
+    if not trouble:
+        yield ok(check, f"running under {machine.executable}, Poseward from {HOUSE}")
+
+
+def _shebang(program: Path) -> str:
+    try:
+        with program.open("rb") as file:
+            first = file.readline(300).decode(errors="replace").strip()
+    except OSError:
+        return ""
+    used = first[2:].split()
+    return used[0] if first.startswith("#!") and used and "python" in used[0] else ""
