@@ -82,7 +82,7 @@ def _torch(context: Context, check: str, stage: str) -> Iterator[Finding]:
     settings = context.loaded.settings.stages.stage(stage)
     found, torch = interpreter(context, stage), interpreter(context, stage).torch
     known = driver(context)
-    if found.libcuda:
+    if found.libcuda and not known.problem:
         where = "/usr/lib/wsl/lib" if context.machine.wsl else "the driver's libraries"
         yield error(
             check,
@@ -184,6 +184,9 @@ def check_memory(context: Context, check: str) -> Iterator[Finding]:
     wanted = gpu_stages(context)
     if not wanted:
         yield ok(check, "no stage runs on a GPU")
+        return
+    if problem := driver(context).problem:
+        yield note(check, f"not known without a driver ({problem})")
         return
     needs: dict[int, dict[str, int]] = {}
     seen: dict[int, DeviceMemory] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
@@ -24,6 +25,11 @@ START_SECONDS = 15.0
 IMPORT_SECONDS = 150.0
 """For the imports: torch from a cold disk takes a minute."""
 CHECK_SECONDS = START_SECONDS + IMPORT_SECONDS + 15.0
+BASE = {"decode": ("zmq", "msgpack", "numpy", "av", "cv2"), "track": ("zmq", "msgpack", "numpy")}
+"""What every stage's own modules import (`stages.decode`, `stages.worker`, `stages.track`): asked for one by one, so
+that all that is missing is named at once."""
+TOLD_ELSEWHERE = ("no file ", "/", "device = ")
+"""How those of a backend's complaints begin that the checks of the models and of the GPU tell, once for all stages."""
 _VERSION = "import sys; sys.stdout.write('%d.%d.%d' % sys.version_info[:3])"
 
 
@@ -108,7 +114,11 @@ def _ask_inside(context: Context, found: Interpreter, path: str, environ: Mappin
         "stage": stage,
         "backend": stages.backend,
         "options": {"device": settings.device, **stages.options},
-        "modules": list(dict.fromkeys((ENTRIES[stage].partition(":")[0], *PRELOAD[stage], *preload))),
+        "modules": list(
+            dict.fromkeys(
+                (*BASE.get(stage, BASE["track"]), ENTRIES[stage].partition(":")[0], *PRELOAD[stage], *preload)
+            )
+        ),
         "packages": packages,
         "frameworks": [name for name in ("torch", "torchvision") if name in packages or cuda],
         "cuda": cuda,
@@ -145,27 +155,34 @@ class _Done:
 
 def _run(command: list[str], environ: Mapping[str, str], seconds: float) -> _Done:
     try:
-        done = subprocess.run(
+        process = subprocess.Popen(
             command,
             env=dict(environ),
             stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=seconds,
-            check=False,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             start_new_session=True,
         )
-    except subprocess.TimeoutExpired as late:
-        return _Done((late.stdout or b"").decode(errors="replace"), f"no end after {seconds:.0f} s")
     except OSError as problem:
         return _Done("", problem.strerror or str(problem))
-    output, said = done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace").strip()
-    if done.returncode < 0:
-        return _Done(output, f"killed by {signal.Signals(-done.returncode).name}")
-    if done.returncode:
-        return _Done(
-            output, f"exit code {done.returncode}: {said.splitlines()[-1] if said else 'it said nothing'}"
-        )
-    return _Done(output, "")
+    late = ""
+    try:
+        output, said = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        late = f"no end after {seconds:.0f} s"
+        # The group: the interpreter may be a script, and what it started would hold the pipes open.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        output, said = process.communicate()
+    text, complaint = output.decode(errors="replace"), said.decode(errors="replace").strip()
+    if late:
+        return _Done(text, late)
+    if process.returncode < 0:
+        return _Done(text, f"killed by {signal.Signals(-process.returncode).name}")
+    if process.returncode:
+        last = complaint.splitlines()[-1] if complaint else "it said nothing"
+        return _Done(text, f"exit code {process.returncode}: {last}")
+    return _Done(text, "")
 
 
 def _packages(backend: str, stage: str) -> list[str]:
@@ -187,42 +204,53 @@ def check_interpreter(context: Context, check: str) -> Iterator[Finding]:
         yield error(check, f"{stage}: {found.problem}", found.way_out)
         if not found.failed:
             return
-    head = f"{stage}: {found.python} is Python {found.version}"
     broken = False
-    for failure in found.failed:
+    missing = list(dict.fromkeys(failure["missing"] for failure in found.failed if failure["missing"]))
+    if missing:
         broken = True
-        missing = failure.get("missing")
+        yield error(
+            check,
+            f"{stage}: {found.python} has no {', '.join(missing)}",
+            f"{found.python} -m pip install {' '.join(dict.fromkeys(map(_distribution, missing)))}, or set "
+            f"stages.{stage}.python to the interpreter that has them",
+        )
+    for failure in found.failed:
         name = failure["failed"]
-        if missing:
-            what = f"{stage}: {found.python} has no {missing}" + (f" (for {name})" if missing != name else "")
-            way = (
-                f"{found.python} -m pip install {_distribution(missing)}, or set stages.{stage}.python to the "
-                "interpreter that has it"
+        if not failure["missing"]:
+            broken = True
+            yield error(
+                check,
+                f"{stage}: {found.python} cannot import {name}: {failure['error']}",
+                _mend(found.python, name),
             )
-        else:
-            what = f"{stage}: {found.python} cannot import {name}: {failure['error']}"
-            way = f"{found.python} -m pip install --force-reinstall {_distribution(name)}"
-        yield error(check, what, way)
-    files = _file_words(found)
     for problem in found.problems:
-        if problem["what"] in files:
-            continue  # told under models, once and not for every stage
+        if problem["what"].startswith(TOLD_ELSEWHERE):
+            continue
         broken = True
         yield error(check, f"{stage}: {problem['what']}", problem["way"])
     if not os.path.isabs(settings.python):
+        path = shutil.which(settings.python, path=environment(context, settings).get("PATH"))
         yield note(
             check,
             f"stages.{stage}.python = {settings.python!r} is looked up on PATH, which a service does not share",
-            f"set stages.{stage}.python to {shutil.which(settings.python) or 'an absolute path'}",
+            f"set stages.{stage}.python to {os.path.abspath(path or settings.python)}",
         )
     if not broken and not found.problem:
+        head = f"{stage}: {found.python} is Python {found.version}"
         versions = ", ".join(f"{name} {version}" for name, version in sorted(found.versions.items()))
         yield ok(check, f"{head}; {versions}" if versions else head)
 
 
-def _file_words(found: Interpreter) -> set[str]:
-    """The backend's complaints that are about files: those name a path that the models' check names too."""
-    return {problem["what"] for problem in found.problems if problem["what"].startswith(("no file ", "/"))}
+def _mend(python: str, module: str) -> str:
+    if module in ("torch", "torchvision"):
+        return (
+            "torch and torchvision must be builds of the same release for the same CUDA: reinstall both in one "
+            f"command, {python} -m pip install --force-reinstall torch torchvision --index-url URL, with the URL "
+            "from https://pytorch.org"
+        )
+    if module.partition(".")[0] == "stages":
+        return f"{HOUSE} is damaged or changed: install Poseward anew"
+    return f"{python} -m pip install --force-reinstall {_distribution(module)}"
 
 
 def _distribution(module: str) -> str:

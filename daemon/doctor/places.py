@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from daemon.doctor.api import state_folder
-from daemon.doctor.check import Context, Finding, Machine, error, note, ok, warning
+from daemon.doctor.check import Context, Finding, Machine, error, exit_code, note, ok, warning
 from supervisor.runtime import LONGEST_SOCKET_NAME, PREFIX, UNIX_PATH_MAX
 
 MEGABYTE = 1 << 20
@@ -107,20 +107,20 @@ def check_disk(context: Context, check: str) -> Iterator[Finding]:
 def check_runtime(context: Context, check: str) -> Iterator[Finding]:
     """The folder for sockets: short enough, ours alone, and able to hold a socket, which is tried."""
     machine = context.machine
-    configured = context.setting("daemon.runtime", "")
-    origin = "daemon.runtime" if configured else "XDG_RUNTIME_DIR"
-    named = configured or machine.environ.get("XDG_RUNTIME_DIR", "")
-    if not named:
-        yield from _socket_folder(
-            check, "the temporary folder", Path(machine.environ.get("TMPDIR", "/tmp")), machine
-        )
+    if configured := context.setting("daemon.runtime", ""):
+        yield from _socket_folder(check, "daemon.runtime", Path(configured).expanduser(), machine)
         return
-    folder = Path(named).expanduser()
-    found = list(_socket_folder(check, origin, folder, machine))
-    if configured or all(finding.severity.exit_code == 0 for finding in found):
-        yield from found
-        return
-    yield from (note(check, f"{finding.found}; /tmp is used instead", finding.way_out) for finding in found)
+    # As `supervisor.runtime.make_runtime` does: the first that can be used.
+    places = {"XDG_RUNTIME_DIR": machine.environ.get("XDG_RUNTIME_DIR"), "TMPDIR": machine.environ.get("TMPDIR")}
+    for origin, named in places.items():
+        if not named:
+            continue
+        found = list(_socket_folder(check, origin, Path(named), machine))
+        if exit_code(found) < 2:
+            yield from found
+            return
+        yield from (note(check, f"{finding.found}; another is used instead") for finding in found)
+    yield from _socket_folder(check, "the temporary folder", Path("/tmp"), machine)
 
 
 def _socket_folder(check: str, origin: str, folder: Path, machine: Machine) -> Iterator[Finding]:
