@@ -2,15 +2,20 @@
 
     python -m tests.chaos VIDEO [--faults 200] [--seed 1] [--backend blazepose]
 
-Runs ``poseward run`` as its own process, kills stages, fork servers and the command itself (SIGKILL, SIGSEGV,
-SIGTERM, SIGSTOP held until the watchdog notices), resumes after the command's own death, and does so until the
-faults are spent. Prints a table of what was done, and fails unless every result equals the undisturbed one.
+Runs ``poseward run`` as its own process and strikes it from outside: stages, fork servers and the command itself
+(SIGKILL, SIGSEGV, SIGTERM, SIGSTOP held until the watchdog notices), resuming after the command's own death.
+Meanwhile faults from inside are injected at random frames: hangs with and without the interpreter's lock, real
+exhaustion of memory, a GPU's out-of-memory, exceptions, segmentation faults, corrupt messages. Goes on until the
+faults are spent. Prints a table of what was done, and fails unless every result equals the undisturbed one and
+nothing of its own is left behind.
 """
 
 from __future__ import annotations
 
 import argparse
 import collections
+import hashlib
+import json
 import os
 import random
 import shutil
@@ -23,49 +28,89 @@ from pathlib import Path
 
 import psutil
 
+from stages.results import read_results
+
 MAIN = "from daemon.cli import main; main()"
+MARK = "POSEWARD_CHAOS"
+"""Stands in the environment of the command, and so in that of every process below it, orphaned or not."""
 PATIENCE = 300.0
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM, signal.SIGSTOP)
+WITHIN = ("hang", "hang-gil", "memory", "oom", "raise", "segv", "corrupt")
+STAGES = ("decode", "detect", "mesh", "track")
+SLOTS = 12
+"""Frames in flight (the default of stages.slots)."""
 
 
 class Round:
-    """One video worked on under fire."""
+    """One video worked on under fire.
 
-    def __init__(self, video: Path, out: Path, options: list[str], rng: random.Random, total: int) -> None:
+    Args:
+        frames: of the video; 0 for the undisturbed run.
+        total: bytes of the undisturbed results.
+        within: faults to inject from inside, such as ``mesh:hang@31``.
+    """
+
+    def __init__(
+        self,
+        video: Path,
+        base: Path,
+        options: list[str],
+        rng: random.Random,
+        frames: int,
+        total: int,
+        within: list[str],
+    ) -> None:
         self._video = video
-        self._out = out
+        self._out = base / "out"
+        self._runtime = base / "run"
         self._options = options
         self._rng = rng
-        self._total = total  # bytes of the undisturbed results
+        # At least as far apart as frames can be in flight together. A frame that three deaths of one stage meet is
+        # poison by definition, and would rightly be skipped.
+        self._least = min(1.1 * SLOTS / frames, 0.5) if frames else 0.0
+        self._total = total
+        self._within = {hashlib.sha256(text.encode()).hexdigest()[:12]: text for text in within}
+        self._seen: set[str] = set()
         self.done: collections.Counter[tuple[str, str]] = collections.Counter()
+        if within:
+            self._options = [*options, "--set", f"stages.faults={json.dumps(within)}"]
+        shutil.rmtree(self._out, ignore_errors=True)
+        self._runtime.mkdir(parents=True, exist_ok=True)
 
-    def run(self, faults: int) -> int:
-        """Work until the video is done, with at most ``faults`` faults on the way; returns how many there were."""
+    def run(self, faults: int) -> Path:
+        """Work until the video is done, with at most ``faults`` strikes on the way; returns the results file."""
         struck = 0
         arguments: list[str] = []
+        mark = {MARK: str(self._out.parent), "XDG_RUNTIME_DIR": str(self._runtime)}
         while True:
             said = tempfile.TemporaryFile()  # noqa: SIM115 - read once the command has ended
             command = subprocess.Popen(
                 [sys.executable, "-c", MAIN, "run", str(self._video), "-o", str(self._out), *self._options, *arguments],
-                stdout=subprocess.DEVNULL, stderr=said,
+                stdout=subprocess.DEVNULL, stderr=said, env={**os.environ, **mark},
             )  # fmt: skip
             while command.poll() is None:
-                if struck < faults and self._moved_on(command) and command.poll() is None:
-                    struck += self._strike(command)
+                if struck < faults:
+                    if self._moved_on(command) and command.poll() is None:
+                        struck += self._strike(command)
+                else:
+                    self._look_within()
+                    time.sleep(0.05)
             said.seek(0)
             below = said.read().decode(errors="replace")
             if command.returncode == 0:
-                return struck
+                (found,) = self._out.glob("*/frames.msgpack")
+                return found
             if command.returncode != -signal.SIGKILL:
                 raise SystemExit(f"the command ended with {command.returncode}:\n{below[-4000:]}")
             arguments = ["--resume"]
 
-    def _moved_on(self, command: subprocess.Popen[str]) -> bool:
-        """Wait until the results have grown: a frame that dies three times by chance would rightly be skipped."""
+    def _moved_on(self, command: subprocess.Popen[bytes]) -> bool:
+        """Wait until the results have grown by some frames."""
         start = self._size()
-        share = self._rng.uniform(0.05, 0.2) * self._total
+        share = self._rng.uniform(self._least, self._least + 0.1) * self._total
         deadline = time.monotonic() + PATIENCE
         while command.poll() is None:
+            self._look_within()
             size = self._size()
             if size - start > share or size < start:
                 return True
@@ -77,7 +122,15 @@ class Round:
     def _size(self) -> int:
         return sum(path.stat().st_size for path in self._out.glob("*.poseward-work/**/frames.msgpack"))
 
-    def _strike(self, command: subprocess.Popen[str]) -> int:
+    def _look_within(self) -> None:
+        """Count the injected faults that have fired: each leaves a file in its life's runtime folder."""
+        for path in self._runtime.glob("poseward-*/fault-*"):
+            if str(path) not in self._seen:
+                self._seen.add(str(path))
+                stage, _, kind = self._within[path.name.split("-")[1]].partition("@")[0].partition(":")
+                self.done[stage, kind] += 1
+
+    def _strike(self, command: subprocess.Popen[bytes]) -> int:
         try:
             below = psutil.Process(command.pid).children(recursive=True)
             victims = [process for process in below if process.name().startswith("pw-")]
@@ -98,17 +151,34 @@ class Round:
         return 1
 
 
-def leftovers() -> list[str]:
-    """Processes and runtime folders of ours that nobody owns any more."""
-    found = [f"process {p.info['name']} {p.pid}" for p in psutil.process_iter(["name"]) if _ours(p)]
-    return found + [str(path) for path in Path(tempfile.gettempdir()).glob("poseward-*/lock")]
+def faults_within(rng: random.Random, frames: int, count: int) -> list[str]:
+    """Faults at ``count`` different frames; each fires once in each life of the command."""
+    chosen = []
+    for frame in rng.sample(range(frames), min(count, frames)):
+        kind = rng.choice(WITHIN)
+        stage = rng.choice(STAGES[:3] if kind == "corrupt" else STAGES)  # track sends no messages that could be
+        chosen.append(f"{stage}:{kind}@{frame}")
+    return chosen
 
 
-def _ours(process: psutil.Process) -> bool:
-    try:
-        return process.info["name"].startswith("pw-") and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
+def leftovers(base: Path) -> list[str]:
+    """Processes and runtime folders of this run, and of no other, that nobody owns any more."""
+    found = []
+    for process in psutil.process_iter(["name"]):
+        try:
+            if process.environ().get(MARK) == str(base) and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(f"process {process.info['name']} {process.pid}")
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    return found + [str(path) for path in (base / "run").glob("poseward-*")]
+
+
+def wait_for_none(base: Path) -> list[str]:
+    """What is left half a minute after the end; nothing, if all is well."""
+    deadline = time.monotonic() + 30
+    while (left := leftovers(base)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return left
 
 
 def main() -> int:
@@ -116,6 +186,7 @@ def main() -> int:
     parser.add_argument("video", type=Path)
     parser.add_argument("--faults", type=int, default=200)
     parser.add_argument("--per-round", type=int, default=12)
+    parser.add_argument("--within", type=int, default=3, help="faults injected from inside, in each round")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--backend", default="blazepose")
     given = parser.parse_args()
@@ -127,32 +198,38 @@ def main() -> int:
         "restart.max_delay=0.2",
         "deadlines.heartbeat=3",
         "deadlines.importing=8",
+        "deadlines.working=10",
     ):
         options += ["--set", f"stages.{setting}"]
-    struck, rounds = 0, 0
+    rounds = 0
     table: collections.Counter[tuple[str, str]] = collections.Counter()
     with tempfile.TemporaryDirectory() as scratch:
-        Round(given.video, Path(scratch) / "calm", options, rng, 0).run(0)
-        (calm,) = (Path(scratch) / "calm").glob("*/frames.msgpack")
+        base = Path(scratch)
+        calm = Round(given.video, base, options, rng, 0, 0, []).run(0)
         expected = calm.read_bytes()
-        while struck < given.faults:
-            out = Path(scratch) / "storm"
-            shutil.rmtree(out, ignore_errors=True)
-            storm = Round(given.video, out, options, rng, len(expected))
-            struck += storm.run(min(given.per_round, given.faults - struck))
+        with read_results(calm) as results:
+            frames = sum(1 for _ in results)
+        while (struck := table.total()) < given.faults:
+            within = faults_within(rng, frames, given.within)
+            storm = Round(given.video, base, options, rng, frames, len(expected), within)
+            found = storm.run(min(given.per_round, given.faults - struck))
             rounds += 1
             table += storm.done
-            (found,) = out.glob("*/frames.msgpack")
+            print(
+                f"round {rounds}: {storm.done.total()} faults, {table.total()} so far", file=sys.stderr, flush=True
+            )
             if found.read_bytes() != expected:
-                print(f"round {rounds} of seed {given.seed}: the results differ")
+                print(f"round {rounds} of seed {given.seed}: the results differ; injected were {within}")
+                kept = tempfile.mkdtemp(prefix="chaos-")
+                shutil.copy(found, kept)
+                shutil.copy(found.with_name("summary.json"), kept)
+                print(f"kept in {kept}")
                 return 1
-    deadline = time.monotonic() + 30
-    while (left := leftovers()) and time.monotonic() < deadline:
-        time.sleep(0.1)
+        left = wait_for_none(base)
     print("| struck | by | times |\n| --- | --- | --- |")
-    for (name, number), count in sorted(table.items()):
-        print(f"| {name} | {number} | {count} |")
-    print(f"\n{struck} faults in {rounds} runs of {given.video.name}: every result byte-identical.")
+    for (name, kind), count in sorted(table.items()):
+        print(f"| {name} | {kind} | {count} |")
+    print(f"\n{table.total()} faults in {rounds} runs of {given.video.name}: every result byte-identical.")
     print(f"Left behind: {left or 'nothing'}.")
     return 1 if left else 0
 
