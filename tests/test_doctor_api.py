@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -187,14 +189,14 @@ def test_a_port_for_root(short: Path) -> None:
 
 def test_the_events_port_is_the_next_one(short: Path) -> None:
     context = make_context(short, "api.address=tcp://127.0.0.1:7000")
-    assert api.addresses(context)["api.events"] == "tcp://127.0.0.1:7001"
+    assert api.configured(context)["api.events"] == "tcp://127.0.0.1:7001"
 
 
 def test_a_socket_path_that_is_too_long(short: Path) -> None:
     folder = short / ("x" * 100)
     found = worst(look(make_context(short, f"daemon.state={folder}"), "service.addresses"))
     assert found.severity is ERROR
-    assert "107" in found.found and "daemon.state" in found.way_out
+    assert "107" in found.found and "daemon.state" in found.found
 
 
 def test_a_file_stands_where_the_socket_should(short: Path) -> None:
@@ -225,11 +227,33 @@ def test_a_socket_that_another_process_holds(short: Path) -> None:
 def test_an_address_without_a_scheme(short: Path) -> None:
     found = worst(look(make_context(short, "api.address=localhost"), "service.addresses"))
     assert found.severity is ERROR
-    assert "ipc://PATH or tcp://HOST:PORT" in found.way_out
+    assert "ipc:///PATH or tcp://HOST:PORT" in found.found
+
+
+def test_an_api_that_is_open_to_the_network_without_keys(short: Path) -> None:
+    found = worst(look(make_context(short, "api.address=tcp://0.0.0.0:7000"), "service.addresses"))
+    assert found.severity is ERROR
+    assert "demands keys" in found.found
 
 
 def test_a_daemon_that_is_asked_with_keys(short: Path) -> None:
     sets = ("api.address=tcp://127.0.0.1:7000", "api.key=/etc/poseward/key")
     (found,) = look(make_context(short, *sets), "service.daemon")
-    assert found.severity is WARNING
+    assert found.severity is NOTE
     assert "poseward health" in found.way_out
+
+
+def test_a_port_held_by_a_daemon_that_cannot_be_asked(short: Path) -> None:
+    """One with keys is known by its command line."""
+    program = (
+        "import socket, sys; held = socket.socket(); held.bind(('127.0.0.1', 0)); held.listen(1)\n"
+        "print(held.getsockname()[1], flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", program, "poseward", "serve"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None and process.stdout is not None
+        port = int(process.stdout.readline())
+        found = look(make_context(short, f"metrics.address=127.0.0.1:{port}"), "service.addresses")
+        process.stdin.close()
+    assert worst(found).severity is OK
+    assert any(f"({process.pid})" in finding.found for finding in found)

@@ -103,9 +103,11 @@ class Options:
 """
 FAKE_REQUIREMENTS = """
 from types import SimpleNamespace
-PACKAGES = {"mesh": ("numpy", "nosuchpackage")}
+PACKAGES = {"mesh": ("numpy", "nosuch", "norsuch")}
 def problems(stage, options):
-    return [SimpleNamespace(what="no package nosuchpackage", way="pip install it"),
+    return [SimpleNamespace(what="no package nosuch, which is sad", way="pip install it"),
+            SimpleNamespace(what="no package norsuch, which is sad", way="pip install it"),
+            SimpleNamespace(what="phalp is too old", way="pip uninstall phalp"),
             SimpleNamespace(what="no file /models/x.bin", way="fetch it")]
 """
 
@@ -119,8 +121,13 @@ def test_the_backend_is_asked_in_the_stages_interpreter(tmp_path: Path, monkeypa
     monkeypatch.syspath_prepend(packages)
     sets = ("stages.backend=pkgfake.model", f"stages.mesh.env.PYTHONPATH={packages}")
     found = look(make_context(tmp_path, *sets), "stages.mesh")
-    assert [finding.found for finding in found] == ["mesh: no package nosuchpackage"]  # files: see models.files
-    assert found[0].way_out == "pip install it"
+    # What is missing of files is told by models.files.
+    assert [finding.found for finding in found] == [
+        "mesh: no package nosuch, norsuch, which is sad",
+        "mesh: phalp is too old",
+    ]
+    assert found[0].way_out == f"{sys.executable} -m pip install it"
+    assert found[1].way_out == f"{sys.executable} -m pip uninstall phalp"
 
 
 def test_an_unknown_backend(tmp_path: Path) -> None:
@@ -154,6 +161,19 @@ def test_another_poseward_on_path(tmp_path: Path) -> None:
     found = worst(look(make_context(tmp_path, environ={"PATH": str(tmp_path)}), "settings.interpreter"))
     assert found.severity is Severity.WARNING
     assert "/opt/other/bin/python3" in found.found
+
+
+@pytest.mark.parametrize(
+    ("texts", "joined"),
+    [
+        (["no x in Y"], "no x in Y"),
+        (["no package ab, which Y", "no package cb, which Y"], "no package ab, cb, which Y"),
+        (["a torn file", "another matter"], "a torn file; another matter"),
+        (["no x", "no y"], "no x; no y"),
+    ],
+)
+def test_complaints_with_the_same_way_out_are_one(texts: list[str], joined: str) -> None:
+    assert interpreters._joined(texts) == joined
 
 
 # -- codecs --------------------------------------------------------------------------------------------

@@ -11,10 +11,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from daemon.doctor.check import Context, Finding, error, ok, warning
+from daemon import addresses
+from daemon.config_sources import ConfigError
+from daemon.doctor.check import Context, Finding, error, note, ok, warning
 from supervisor.runtime import UNIX_PATH_MAX
 
 ANSWER_SECONDS = 4.0
+NOT_ASKED = "not asked"
+SILENT = "somebody listens but says nothing"
+NOBODY = "nobody listens"
 LOOPBACK = ("127.", "localhost", "::1", "[::1]")
 
 
@@ -37,25 +42,22 @@ class Health:
 
 
 def state_folder(context: Context) -> Path:
-    """``daemon.state``, ``$STATE_DIRECTORY`` or ``~/.local/state/poseward``."""
-    named = context.setting("daemon.state", "") or context.machine.environ.get("STATE_DIRECTORY", "").split(":")[0]
-    return Path(named).expanduser() if named else Path("~/.local/state/poseward").expanduser()
+    """The folder of the job store, as the daemon finds it."""
+    return addresses.state_folder(context.loaded.settings, context.machine.environ)
 
 
-def addresses(context: Context) -> dict[str, str]:
-    """The addresses that a daemon with these settings uses, by setting: ``ipc://PATH`` or ``tcp://HOST:PORT``."""
-    found = {"api.address": context.setting("api.address", "") or f"ipc://{state_folder(context)}/api.sock"}
-    events = context.setting("api.events", "")
-    main = found["api.address"]
-    if not events and main.startswith("ipc://"):
-        events = f"ipc://{Path(main[6:]).parent}/events.sock"
-    elif not events and main.rpartition(":")[2].isdecimal():
-        host, _, port = main.rpartition(":")
-        events = f"{host}:{int(port) + 1}"
-    found["api.events"] = events
-    if metrics := context.setting("metrics.address", ""):
-        found["metrics.address"] = f"tcp://{metrics}"
-    return {setting: address for setting, address in found.items() if address}
+def configured(context: Context) -> dict[str, str]:
+    """The addresses that a daemon with these settings uses, by setting: ``ipc://PATH`` or ``tcp://HOST:PORT``.
+
+    Raises:
+        ConfigError: one is none, is too long, or is open to the network without keys.
+    """
+    settings = context.loaded.settings
+    api = addresses.addresses(settings.api, state_folder(context))
+    found = {"api.address": api.requests, "api.events": api.events}
+    if settings.metrics.address:
+        found["metrics.address"] = f"tcp://{settings.metrics.address}"
+    return found
 
 
 def health(context: Context) -> Health:
@@ -64,11 +66,14 @@ def health(context: Context) -> Health:
 
 
 def _ask(context: Context) -> Health:
-    address = addresses(context)["api.address"]
+    try:
+        address = configured(context)["api.address"]
+    except ConfigError as problem:
+        return Health("api.address", reason=f"{NOT_ASKED}, its address is wrong ({problem})")
     if context.setting("api.key", ""):
-        return Health(address, reason="its address is encrypted (api.key): ask with `poseward health`")
+        return Health(address, reason=f"{NOT_ASKED}, its address is encrypted (api.key)")
     if not _listens(address):
-        return Health(address, reason="nobody listens")
+        return Health(address, reason=NOBODY)
     import msgpack
     import zmq
 
@@ -77,7 +82,7 @@ def _ask(context: Context) -> Health:
         asker.connect(address.replace("*", "127.0.0.1"))
         asker.send(msgpack.packb({"v": 1, "id": 1, "op": "health"}))
         if not asker.poll(int(ANSWER_SECONDS * 1000)):
-            return Health(address, reason=f"somebody listens but says nothing within {ANSWER_SECONDS:.0f} s")
+            return Health(address, reason=f"{SILENT} within {ANSWER_SECONDS:.0f} s")
         try:
             answer = msgpack.unpackb(asker.recv_multipart()[-1])
         except ValueError as problem:
@@ -93,14 +98,16 @@ def check_daemon(context: Context, check: str) -> Iterator[Finding]:
 
     found = health(context)
     if not found.running:
-        if found.reason.startswith("somebody"):
+        if found.reason.startswith(SILENT):
             yield error(
                 check,
                 f"{found.address}: {found.reason}",
                 "see its log; `systemctl restart poseward`, or end the process that holds the address",
             )
-        elif found.reason == "nobody listens":
+        elif found.reason == NOBODY:
             yield ok(check, f"no daemon is running ({found.address}: {found.reason})")
+        elif found.reason.startswith(NOT_ASKED):
+            yield note(check, f"{found.address}: {found.reason}", "poseward health, with this client's keys")
         else:
             yield warning(check, f"{found.address}: {found.reason}", "poseward health")
         return
@@ -129,62 +136,58 @@ def check_daemon(context: Context, check: str) -> Iterator[Finding]:
 
 def check_addresses(context: Context, check: str) -> Iterator[Finding]:
     """Each address is free or held by our daemon; Unix paths are short enough; nothing is open to the network."""
+    try:
+        found = configured(context)
+    except ConfigError as problem:
+        yield error(check, str(problem), "correct that setting: `poseward config show` says where it is set")
+        return
     running = health(context).running
-    for setting, address in addresses(context).items():
+    for setting, address in found.items():
         kind, _, rest = address.partition("://")
         if kind == "ipc":
             yield _unix(check, setting, Path(rest), running)
-        elif kind == "tcp":
-            yield from _tcp(context, check, setting, rest, running)
         else:
-            yield error(
-                check, f"{setting} = {address!r} is no address", f"set {setting} to ipc://PATH or tcp://HOST:PORT"
-            )
+            yield from _tcp(check, setting, rest, running)
 
 
 def _unix(check: str, setting: str, path: Path, running: bool) -> Finding:
-    length = len(os.fsencode(path))
-    if length > UNIX_PATH_MAX:
-        return error(
-            check,
-            f"{setting}: {path} has {length} bytes, a Unix socket's path ends at {UNIX_PATH_MAX}",
-            f"set {setting} = ipc://SHORTER/PATH, or daemon.state to a shorter folder",
-        )
     if path.exists() and not stat.S_ISSOCK(path.stat().st_mode):
         return error(check, f"{setting}: {path} is there and is no socket", f"remove {path}, or set {setting}")
     if not _listens(f"ipc://{path}"):
         return ok(check, f"{setting}: {path} is free")
-    if running:
-        return ok(check, f"{setting}: {path} is the running daemon's")
+    holder, ours = _holder(unix=str(path))
+    if running or ours:
+        return ok(check, f"{setting}: {path} is the running daemon's, {holder}")
     return error(
         check,
-        f"{setting}: {path} is held by {_holder(unix=str(path))}",
+        f"{setting}: {path} is held by {holder}",
         f"end that process, or set {setting} to another path",
     )
 
 
-def _tcp(context: Context, check: str, setting: str, place: str, running: bool) -> Iterator[Finding]:
+def _tcp(check: str, setting: str, place: str, running: bool) -> Iterator[Finding]:
     host, _, text = place.rpartition(":")
     if not host or not text.isdecimal() or not 0 < int(text) < 65536:
         yield error(check, f"{setting}: {place} is not HOST:PORT", f"set {setting} to 127.0.0.1:9464 or the like")
         return
     port = int(text)
-    if not host.startswith(LOOPBACK) and (setting.startswith("metrics") or not context.setting("api.key", "")):
-        keys = "" if setting.startswith("metrics") else ", or make keys (`poseward keys new`) and set api.key"
+    if setting == "metrics.address" and not host.startswith(LOOPBACK):
         yield warning(
-            check, f"{setting}: {place} can be reached from the network", f"set its host to 127.0.0.1{keys}"
+            check, f"{setting}: {place} can be reached from the network", f"set {setting} = 127.0.0.1:{port}"
         )
     problem = _bind(host.strip("[]"), port)
     if problem is None:
         yield ok(check, f"{setting}: {place} is free")
-    elif problem == errno.EADDRINUSE and running:
-        yield ok(check, f"{setting}: {place} is held by {_holder(port=port)}, while the daemon is running")
     elif problem == errno.EADDRINUSE:
-        yield error(
-            check,
-            f"{setting}: {place} is held by {_holder(port=port)}",
-            f"end that process, or set {setting} to another port",
-        )
+        holder, ours = _holder(port=port)
+        if running or ours:
+            yield ok(check, f"{setting}: {place} is held by {holder}, while the daemon is running")
+        else:
+            yield error(
+                check,
+                f"{setting}: {place} is held by {holder}",
+                f"end that process, or set {setting} to another port",
+            )
     elif problem == errno.EACCES:
         yield error(check, f"{setting}: port {port} is only for root", f"set {setting} to a port above 1023")
     else:
@@ -229,8 +232,9 @@ def _listens(address: str) -> bool:
     return True
 
 
-def _holder(*, port: int = 0, unix: str = "") -> str:
-    """Name and number of the process that listens there, as far as this user may know."""
+def _holder(*, port: int = 0, unix: str = "") -> tuple[str, bool]:
+    """Name and number of the process that listens there, as far as this user may know, and whether that is
+    ``poseward serve``."""
     import psutil
 
     try:
@@ -241,7 +245,10 @@ def _holder(*, port: int = 0, unix: str = "") -> str:
             else:
                 held = connection.status == psutil.CONN_LISTEN and bool(local) and local.port == port
             if held and connection.pid:
-                return f"{psutil.Process(connection.pid).name()} ({connection.pid})"
+                process = psutil.Process(connection.pid)
+                words = process.cmdline()
+                ours = "serve" in words and any("poseward" in word or "daemon.cli" in word for word in words)
+                return f"{process.name()} ({connection.pid})", ours
     except (psutil.Error, OSError):
         pass
-    return "a process of another user (`ss -lp` as root names it)"
+    return "a process of another user (`ss -lp` as root names it)", False

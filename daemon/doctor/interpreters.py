@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -223,11 +224,13 @@ def check_interpreter(context: Context, check: str) -> Iterator[Finding]:
                 f"{stage}: {found.python} cannot import {name}: {failure['error']}",
                 _mend(found.python, name),
             )
+    lacking: dict[str, list[str]] = {}
     for problem in found.problems:
-        if problem["what"].startswith(TOLD_ELSEWHERE):
-            continue
+        if not problem["what"].startswith(TOLD_ELSEWHERE):
+            lacking.setdefault(problem["way"], []).append(problem["what"])
+    for way, whats in lacking.items():
         broken = True
-        yield error(check, f"{stage}: {problem['what']}", problem["way"])
+        yield error(check, f"{stage}: {_joined(whats)}", _in_environment(way, found.python))
     if not os.path.isabs(settings.python):
         path = shutil.which(settings.python, path=environment(context, settings).get("PATH"))
         yield note(
@@ -239,6 +242,29 @@ def check_interpreter(context: Context, check: str) -> Iterator[Finding]:
         head = f"{stage}: {found.python} is Python {found.version}"
         versions = ", ".join(f"{name} {version}" for name, version in sorted(found.versions.items()))
         yield ok(check, f"{head}; {versions}" if versions else head)
+
+
+def _joined(texts: list[str]) -> str:
+    """``["no x in Y", "no z in Y"]`` as ``"no x, z in Y"``."""
+    words = [re.findall(r"\w+|\W+", text) for text in texts]
+    start = _same(words)
+    end = _same([list(reversed(text[start:])) for text in words])
+    middle = ["".join(text[start : len(text) - end]) for text in words]
+    if len(texts) < 2 or not start or not end or not all(middle):
+        return "; ".join(texts)
+    return "".join(words[0][:start]) + ", ".join(middle) + "".join(words[0][-end:])
+
+
+def _same(words: list[list[str]]) -> int:
+    """How many words the lists begin with that are the same in all."""
+    return next(
+        (n for n, found in enumerate(zip(*words, strict=False)) if len(set(found)) > 1), min(map(len, words))
+    )
+
+
+def _in_environment(way: str, python: str) -> str:
+    """A backend's advice, with the pip of the stage's own environment, whichever pip is on PATH."""
+    return re.sub(r"(?<!-m )\bpip (install|uninstall)\b", lambda found: f"{python} -m pip {found[1]}", way)
 
 
 def _mend(python: str, module: str) -> str:
