@@ -152,6 +152,24 @@ def choose(
             return found
 
 
+def claim(folder: Path, name: str, identity: Mapping[str, Any], relevant: Mapping[str, Any]) -> Place | None:
+    """Lock the work folder of a job that has its name already, and go on with what stands in it.
+
+    What was begun with other settings is begun afresh. None where the folder belongs to another run or video.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    found = Place(name, folder / name, folder / f"{name}{WORK_SUFFIX}", identity)
+    _restore_old(found)
+    try:
+        taken = _take_work(found, relevant, resume=True)
+    except PlaceError as error:
+        found.notes.append(str(error))
+        taken = _take_work(found, relevant, resume=False)
+    return found if taken else None
+
+
 def folder_name(source: Path) -> str:
     """The folder's name for an input: its stem, without what makes file names awkward."""
     stem = source.name if source.is_dir() else source.stem

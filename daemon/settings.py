@@ -66,7 +66,7 @@ class ApiSettings:
     max_queue: int = 10_000
     """Jobs that may wait."""
     max_clients: int = 64
-    """Clients that may be served within one minute."""
+    """Clients that may be connected at a time."""
     max_waiting: int = 64
     """Requests of one client that may be waiting for something at a time."""
     max_images: int = 16

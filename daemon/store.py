@@ -281,6 +281,10 @@ class JobStore:
         with self._transaction():
             self._database.execute(query, [*(_column(changes[n]) for n in names), job])
 
+    def fetched(self, job: str) -> None:
+        """A client has fetched results of this job."""
+        self.note(job, fetched=self._clock())
+
     def forget(self, job: str) -> bool:
         """Remove an ended job from the store; False where it has not ended."""
         with self._transaction():
@@ -326,6 +330,8 @@ class JobStore:
                 ) from error
             if "locked" in text:
                 raise StoreError("store-locked", f"{self.path}: {text}: another program has it open") from error
+            if isinstance(error, sqlite3.IntegrityError):
+                raise StoreError("store-conflict", f"{self.path}: {text}") from error
             if isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.ProgrammingError):
                 raise StoreError(
                     "store-damaged",

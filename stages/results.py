@@ -170,6 +170,15 @@ class Results:
     def close(self) -> None:
         self._file.close()
 
+    def is_of(self, path: Path) -> bool:
+        """Whether this is still the file of that name, and no shorter than what has been read.
+
+        Raises:
+            OSError: there is none.
+        """
+        mine, now = os.fstat(self._file.fileno()), os.stat(path)
+        return os.path.samestat(mine, now) and now.st_size >= self._position
+
     def _maps(self, start: int, last: int) -> Iterator[tuple[Any, int]]:
         """The maps from byte ``start`` on, each with the offset behind it; ``last`` is the frame before them."""
         unpacker = msgpack.Unpacker(raw=False, max_buffer_size=_LARGEST_RECORD)

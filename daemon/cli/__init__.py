@@ -10,6 +10,7 @@ import click
 
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "run": ("daemon.cli.run:run", "Turn videos into tracked 3D body meshes."),
+    "serve": ("daemon.cli.serve:serve", "Run as a service: drop folder, API, job store."),
     "inspect": ("daemon.cli.inspect:inspect", "Show what stands in a results folder."),
     "export": ("daemon.cli.export:export", "Make an overlay video, a mesh file, … of finished results."),
     "models": ("daemon.cli.models:models", "Fetch and list the files of the models."),

@@ -1,0 +1,1 @@
+"""The ZeroMQ interface of the daemon, as docs/protocol.md describes it."""

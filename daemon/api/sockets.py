@@ -1,0 +1,217 @@
+"""The sockets of the API: their limits, their keys, and replies kept for clients that are slow to read."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket as socketlib
+import time
+from collections import OrderedDict, deque
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import zmq
+import zmq.auth
+from zmq.auth.thread import ThreadAuthenticator
+from zmq.utils.monitor import recv_monitor_message
+
+from daemon import logs
+from daemon.addresses import Addresses
+from daemon.api.messages import ApiError
+from daemon.config_sources import ConfigError
+from daemon.settings import ApiSettings
+
+OUTBOX_BYTES = 32 << 20
+"""Replies kept for a client that does not read them; more are dropped, and it has to ask again."""
+HIGH_WATER = 16
+KEYS_EVERY = 5.0
+"""Seconds between two looks at the folder of allowed keys."""
+
+
+@dataclass
+class Client:
+    """What is known of one connection."""
+
+    waiting: int = 0
+    """Requests whose replies are not there yet."""
+    outbox: deque[list[bytes]] = field(default_factory=deque)
+    held: int = 0
+
+
+class Sockets:
+    """ROUTER, XPUB and the monitor that counts connections. Belongs to the server's thread once it runs.
+
+    Raises:
+        ConfigError: an address cannot be bound, a key file cannot be read or is open to others.
+    """
+
+    def __init__(self, where: Addresses, settings: ApiSettings) -> None:
+        self.connections = 0
+        self.clients: OrderedDict[bytes, Client] = OrderedDict()
+        self._where = where
+        self._settings = settings
+        self._log = logs.get("api")
+        self._context = zmq.Context()
+        self._authenticator: ThreadAuthenticator | None = None
+        self._keys_due = 0.0
+        self._keys_seen: object = None
+        try:
+            secret = self._secure(settings)
+            self.router = self._socket(zmq.ROUTER, secret)
+            self.router.setsockopt(zmq.ROUTER_MANDATORY, 1)
+            self.monitor = self.router.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
+            self.events = self._socket(zmq.XPUB, secret)
+            _bind(self.router, where.requests)
+            _bind(self.events, where.events)
+        except BaseException:
+            self._stop_authenticator()
+            self._context.destroy(linger=0)
+            raise
+
+    def close(self) -> None:
+        """Replies under way get half a second."""
+        self._stop_authenticator()
+        self.router.disable_monitor()
+        self.monitor.close(linger=0)
+        self._context.destroy(linger=500)
+        for address in (self._where.requests, self._where.events):
+            if address.startswith("ipc://"):
+                Path(address[6:]).unlink(missing_ok=True)
+
+    def _stop_authenticator(self) -> None:
+        if self._authenticator is not None:
+            self._authenticator.stop()
+
+    def admit(self, client: bytes) -> None:
+        """Refuse who is one too many. Who was served before is served on."""
+        known = self.clients.get(client)
+        if known is None:
+            if self.connections > self._settings.max_clients:
+                raise ApiError(
+                    "too-many-clients",
+                    f"{self.connections} clients are connected, more than api.max_clients ="
+                    f" {self._settings.max_clients} allows: close some, or raise it",
+                )
+            self.clients[client] = Client()
+            while len(self.clients) > 2 * self._settings.max_clients and self._forget_one():
+                pass
+        else:
+            self.clients.move_to_end(client)
+
+    def _forget_one(self) -> bool:
+        for client, known in self.clients.items():
+            if not known.waiting and not known.outbox:
+                del self.clients[client]
+                return True
+        return False
+
+    def send(self, client: bytes, parts: list[bytes]) -> None:
+        """Send a reply, or keep it while the client does not read."""
+        known = self.clients.get(client)
+        if known is None or not known.outbox:
+            try:
+                self.router.send_multipart([client, *parts], zmq.NOBLOCK)
+                return
+            except zmq.Again:
+                pass
+            except zmq.ZMQError:
+                self.clients.pop(client, None)  # it has gone
+                return
+        if known is None:
+            return
+        size = sum(map(len, parts))
+        if known.held + size > OUTBOX_BYTES:
+            self._log.warning("reply dropped", client=client.hex(), held=known.held)
+            return
+        known.outbox.append(parts)
+        known.held += size
+
+    def send_held(self) -> None:
+        """Send what is kept, as far as clients take it."""
+        for client, known in list(self.clients.items()):
+            while known.outbox:
+                try:
+                    self.router.send_multipart([client, *known.outbox[0]], zmq.NOBLOCK)
+                except zmq.Again:
+                    break
+                except zmq.ZMQError:
+                    self.clients.pop(client, None)
+                    break
+                known.held -= sum(map(len, known.outbox.popleft()))
+
+    def count(self) -> None:
+        """Take note of who has come and gone."""
+        with contextlib.suppress(zmq.Again):
+            while True:
+                event = recv_monitor_message(self.monitor, zmq.NOBLOCK)
+                self.connections += 1 if event["event"] == zmq.EVENT_HANDSHAKE_SUCCEEDED else -1
+        self.connections = max(0, self.connections)
+
+    def _socket(self, kind: int, secret: tuple[bytes, bytes] | None) -> zmq.Socket[bytes]:
+        socket = self._context.socket(kind)
+        socket.setsockopt(zmq.LINGER, 0)
+        socket.setsockopt(zmq.MAXMSGSIZE, self._settings.max_message_mb << 20)
+        socket.setsockopt(zmq.SNDHWM, HIGH_WATER if kind == zmq.ROUTER else 1000)
+        socket.setsockopt(zmq.RCVHWM, HIGH_WATER)
+        socket.setsockopt(zmq.HANDSHAKE_IVL, 5000)  # who connects and says nothing is let go
+        socket.setsockopt(zmq.HEARTBEAT_IVL, 5000)
+        socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 20000)
+        if secret is not None:
+            socket.curve_publickey, socket.curve_secretkey = secret
+            socket.curve_server = True
+        return socket
+
+    def _secure(self, settings: ApiSettings) -> tuple[bytes, bytes] | None:
+        if not settings.key:
+            return None
+        path = Path(settings.key).expanduser()
+        folder = Path(settings.allow).expanduser()
+        try:
+            if path.stat().st_mode & 0o077:
+                raise ConfigError(f"api.key: {path} can be read by others: chmod 600 {path}")
+            public, secret = zmq.auth.load_certificate(path)
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"api.key: {path}: {error}: make one with `poseward keys new daemon`") from error
+        if secret is None:
+            raise ConfigError(f"api.key: {path} holds a public key only: name the .key_secret file")
+        if not settings.allow or not folder.is_dir():
+            raise ConfigError(f"api.allow = {settings.allow!r}: set it to a folder with the clients' .key files")
+        self._authenticator = ThreadAuthenticator(self._context)
+        self._authenticator.start()
+        self.read_keys()
+        return public, secret
+
+    def read_keys(self) -> None:
+        """Keys that were added or removed count without a restart."""
+        if self._authenticator is None or time.monotonic() < self._keys_due:
+            return
+        self._keys_due = time.monotonic() + KEYS_EVERY
+        folder = Path(self._settings.allow).expanduser()
+        with contextlib.suppress(OSError):
+            seen = sorted((path.name, path.stat().st_mtime_ns) for path in folder.glob("*.key"))
+            if seen != self._keys_seen:
+                self._keys_seen = seen
+                self._authenticator.configure_curve(domain="*", location=str(folder))
+
+
+def _bind(socket: zmq.Socket[bytes], address: str) -> None:
+    before = os.umask(0o177)  # a Unix socket is its owner's alone from its first moment on
+    try:
+        if address.startswith("ipc://"):
+            path = Path(address[6:])
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if _is_answered(path):  # ZeroMQ would take it away from its owner without a word
+                raise ConfigError(f"{address} is answered by another daemon: stop that one, or set api.address")
+        socket.bind(address)
+    except (zmq.ZMQError, OSError) as error:
+        raise ConfigError(f"{address}: cannot be bound: {error}; set api.address to another") from error
+    finally:
+        os.umask(before)
+
+
+def _is_answered(path: Path) -> bool:
+    with contextlib.suppress(OSError), socketlib.socket(socketlib.AF_UNIX) as probe:
+        probe.settimeout(1.0)
+        probe.connect(str(path))
+        return True
+    return False

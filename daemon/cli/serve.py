@@ -1,0 +1,90 @@
+"""``poseward serve``."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from daemon.cli.options import configured
+from daemon.config import ConfigError, Loaded
+
+
+@click.command(
+    epilog="""\b
+What it does:
+  Loads the models once, takes jobs from the drop folder (drop.folder) and over ZeroMQ (api.address), and
+  works on them one after the other. Every job stands in a store on disk: whatever ends the daemon, the
+  next one goes on where it was.
+
+\b
+Examples:
+  poseward serve --set drop.folder=~/videos/inbox --set results.folder=~/videos/results
+  poseward serve --config /etc/poseward/poseward.toml
+  poseward submit clip.mp4            in another terminal
+  poseward top                        and watch
+
+\b
+Ctrl-C or SIGTERM stops it in order (jobs in work are continued next time); twice kills.
+Exit codes: 0 stopped; 1 a defect; 2 wrong configuration or a folder that cannot be used."""
+)
+@click.option("-v", "--verbose", is_flag=True, help="Log more.")
+@configured
+def serve(loaded: Loaded, verbose: bool) -> None:
+    """Run as a service: drop folder, API, job store."""
+    from daemon import logs
+
+    settings = loaded.settings.daemon
+    log = logs.configure("debug" if verbose else settings.log_level, None, settings.log_file or None)
+    # Before anything heavy is imported: a daemon that hangs in an import has said so.
+    logs.get("daemon").info(
+        "starting", pid=os.getpid(), python=sys.executable, config=str(loaded.file or "defaults")
+    )
+    try:
+        sys.exit(execute(loaded))
+    finally:
+        if log is not None:
+            log.close()
+
+
+def execute(loaded: Loaded) -> int:
+    """Serve until a signal; returns the exit code."""
+    from daemon import logs
+    from daemon.cli.export import check_names, make
+    from daemon.exports import EXPORTS
+    from daemon.serve import Service
+    from daemon.service.notify import Notifier
+    from daemon.store import StoreError
+    from stages.protocols import ConfigurationError, find_backend
+    from stages.ring import RingError
+    from supervisor.runtime import RuntimePathError
+
+    settings = loaded.settings
+
+    def export(name: str, source: Path, folder: Path, progress: Any) -> Path:
+        return make(name, source, folder, progress, settings.stages.options)
+
+    try:
+        exports = [*EXPORTS, *find_backend(settings.stages.backend).exports]
+        check_names(settings.results.exports, settings.stages.backend)
+        service = Service(loaded, export, exports, Notifier.from_environment(os.environ))
+    except (ConfigError, ConfigurationError, StoreError, RingError, RuntimePathError) as error:
+        logs.get("daemon").error("cannot start", message=str(error))
+        raise ConfigError(str(error)) from error
+    asked = 0
+
+    def handle(number: int, _frame: object) -> None:
+        nonlocal asked
+        asked += 1
+        if asked > 1:
+            os._exit(128 + number)  # the janitor ends the stages
+        service.stop(number)
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, handle)
+    service.run()
+    return 0

@@ -1,0 +1,366 @@
+"""The asyncio client."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import itertools
+import os
+import secrets
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import msgpack
+import zmq
+import zmq.asyncio
+import zmq.auth
+
+from daemon.client import messages
+from daemon.client.messages import ClientError, Page
+from stages.records import FrameRecord, Header
+
+QUICK = 5.0
+"""Seconds that a request which needs no waiting may stay unanswered before it is sent again."""
+LONG = 10.0
+"""Seconds of one `wait` or `frames` request; the client asks again as long as its caller likes."""
+
+
+class AsyncClient:
+    """Talks to one daemon.
+
+    Args:
+        address: of the requests; None takes the configuration's, as the daemon does.
+        events: of the events; None asks the daemon.
+        patience: seconds without any answer after which a call raises ``timeout``.
+        key: file with this client's secret CURVE key; ``server_key`` the daemon's public one.
+
+    Raises:
+        ConfigError: the address is none.
+        OSError, ValueError: a key cannot be read.
+    """
+
+    def __init__(
+        self,
+        address: str | None = None,
+        *,
+        events: str | None = None,
+        patience: float = 30.0,
+        key: str | Path | None = None,
+        server_key: str | Path | None = None,
+    ) -> None:
+        if address is None:
+            address, events = default_addresses()
+        self.address = address
+        self._events_address = events
+        self._patience = patience
+        self._keys = _load_keys(key, server_key)
+        self._context = zmq.asyncio.Context()
+        self._numbers = itertools.count(1)
+        self._asked: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self._socket: zmq.asyncio.Socket | None = None
+        self._reader: asyncio.Task[None] | None = None
+        self._closed = False
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Give up what is under way, by ``closed``. May be called twice."""
+        self._closed = True
+        if self._reader is not None:
+            self._reader.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._reader
+        for future in self._asked.values():
+            if not future.done():
+                future.set_exception(ClientError("closed", "the client was closed"))
+        self._context.destroy(linger=0)
+
+    # -- jobs --------------------------------------------------------------------------------------------
+
+    async def hello(self) -> dict[str, Any]:
+        """Who is there, and its limits."""
+        return await self._ask("hello")
+
+    async def submit(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        upload: str | None = None,
+        name: str | None = None,
+        key: str | None = None,
+        priority: int = 0,
+        exports: Sequence[str] | None = None,
+        recompute: bool = False,
+    ) -> dict[str, Any]:
+        """Queue a video by its path on the daemon's machine, or an upload; returns the job map.
+
+        Without a ``key`` one is made up, so that a repeated request cannot be a second job.
+        """
+        found = await self._ask(
+            "submit",
+            path=os.fspath(path) if path is not None else None,
+            upload=upload,
+            name=name,
+            key=key or f"auto-{secrets.token_hex(16)}",
+            priority=priority,
+            exports=list(exports) if exports is not None else None,
+            recompute=recompute or None,
+        )
+        return {**found["job"], "new": found["new"]}
+
+    async def upload(
+        self, path: str | os.PathLike[str], progress: Callable[[int, int], None] = lambda *_: None
+    ) -> str:
+        """Send a file's bytes, going on where an earlier try ended; returns the upload's id for `submit`.
+
+        ``progress`` is told bytes sent and bytes in all.
+        """
+        file = Path(path)
+        size, digest = await asyncio.to_thread(_digest, file)
+        chunk = int((await self.hello())["limits"]["chunk"])
+        state = await self._ask("upload", name=file.name, size=size, sha256=digest)
+        with file.open("rb") as stream:
+            while not state["complete"]:
+                progress(state["offset"], size)
+                stream.seek(state["offset"])
+                data = stream.read(chunk)
+                if not data:
+                    raise ClientError("upload-damaged", f"{file} became shorter while it was read")
+                upload, offset = state["upload"], state["offset"]
+                found = await self._ask("chunk", blob=data, timeout=600.0, upload=upload, offset=offset)
+                state = {**state, **found}
+        progress(size, size)
+        return str(state["upload"])
+
+    async def status(self, job: str | None = None, *, key: str | None = None) -> dict[str, Any]:
+        """The map of one job."""
+        found: dict[str, Any] = (await self._ask("status", job=job, key=key))["job"]
+        return found
+
+    async def list(
+        self, states: Sequence[str] | None = None, *, limit: int = 100, before: int | None = None, text: str = ""
+    ) -> dict[str, Any]:
+        """``jobs``, newest first, and ``counts`` by state."""
+        return await self._ask("list", states=states, limit=limit, before=before, text=text or None)
+
+    async def wait(
+        self,
+        job: str,
+        timeout: float | None = None,
+        progress: Callable[[dict[str, Any]], None] = lambda _job: None,
+    ) -> dict[str, Any]:
+        """Wait until a job has ended, or ``timeout`` seconds; returns its map. ``progress`` gets each one."""
+        until = None if timeout is None else asyncio.get_running_loop().time() + timeout
+        committed = -1
+        while True:
+            left = LONG if until is None else max(0.0, min(LONG, until - asyncio.get_running_loop().time()))
+            found: dict[str, Any] = (
+                await self._ask("wait", timeout=left, job=job, committed=committed if committed >= 0 else None)
+            )["job"]
+            progress(found)
+            if found["state"] in ("done", "failed", "cancelled") or (until is not None and left == 0.0):
+                return found
+            committed = found.get("progress", {}).get("committed", 0)
+
+    async def cancel(self, job: str) -> dict[str, Any]:
+        """Cancel a job; what was done of it is kept for `retry`."""
+        found: dict[str, Any] = (await self._ask("cancel", job=job))["job"]
+        return found
+
+    async def retry(self, job: str) -> dict[str, Any]:
+        """Queue a failed or cancelled job again."""
+        found: dict[str, Any] = (await self._ask("retry", job=job))["job"]
+        return found
+
+    # -- results -----------------------------------------------------------------------------------------
+
+    async def results(self, job: str) -> dict[str, Any]:
+        """Summary, folder and files of a job that is done."""
+        return await self._ask("results", job=job)
+
+    async def page(
+        self, job: str, start: int = 0, *, count: int = 100, vertices: bool = True, wait: float = LONG
+    ) -> Page:
+        """One piece of a job's records, waiting up to ``wait`` seconds for the first."""
+        return messages.page(
+            await self._ask("frames", timeout=wait, job=job, start=start, count=count, vertices=vertices)
+        )
+
+    async def frames(self, job: str, start: int = 0, *, vertices: bool = True) -> AsyncIterator[FrameRecord]:
+        """All records from ``start`` on, of a job that is done or still running, across restarts of the daemon."""
+        end = False
+        while not end:
+            page = await self.page(job, start, vertices=vertices)
+            for record in page.records:
+                yield record
+            start, end = page.next, page.end
+
+    async def download(
+        self,
+        job: str,
+        name: str,
+        target: str | os.PathLike[str],
+        progress: Callable[[int, int], None] = lambda *_: None,
+    ) -> Path:
+        """Fetch a file of a job's results; ``target`` appears whole."""
+        target = Path(target)
+        beside = target.with_name(f".{target.name}.part")
+        with beside.open("wb") as file:
+            while True:
+                found = await self._ask("file", job=job, name=name, offset=file.tell())
+                file.write(found["blob"])
+                progress(file.tell(), found["total"])
+                if file.tell() >= found["total"] or not found["blob"]:
+                    break
+        beside.rename(target)
+        return target
+
+    async def image(
+        self, data: bytes, *, vertices: bool = True, timeout: float = 60.0
+    ) -> tuple[FrameRecord, Header]:
+        """The people in one image file's bytes."""
+        found = await self._ask("image", blob=data, timeout=timeout, vertices=vertices)
+        return messages.record(found["record"]), messages.header(found["header"])
+
+    # -- the daemon ------------------------------------------------------------------------------------
+
+    async def health(self) -> dict[str, Any]:
+        """State of every process, of memory, of the queue."""
+        return await self._ask("health")
+
+    async def reset(self, stage: str) -> None:
+        """Start a stage that has failed."""
+        await self._ask("reset", stage=stage)
+
+    async def reload(self, stage: str | None = None) -> None:
+        """Restart a stage, or all in turn, with the code that is on disk now."""
+        await self._ask("reload", stage=stage)
+
+    async def drain(self, on: bool = True) -> None:
+        """Begin no more jobs; or begin them again."""
+        await self._ask("drain", on=on)
+
+    async def events(self, *topics: str) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+        """Events whose topic begins with one of ``topics`` (all, without any), as they come, for ever."""
+        if self._events_address is None:
+            self._events_address = str((await self.hello())["events"])
+        socket = self._prepare(self._context.socket(zmq.SUB))
+        try:
+            socket.connect(self._events_address)
+            for topic in topics or ("",):
+                socket.subscribe(topic)
+            while True:
+                topic_bytes, body = await socket.recv_multipart()
+                yield topic_bytes.decode(), msgpack.unpackb(body, raw=False)
+        finally:
+            socket.close(linger=0)
+
+    # -- requests ----------------------------------------------------------------------------------------
+
+    async def _ask(
+        self, op: str, *, blob: bytes | None = None, timeout: float | None = None, **arguments: Any
+    ) -> dict[str, Any]:
+        """Send a request until it is answered. ``timeout`` is its own argument of that name, in seconds."""
+        if self._closed:
+            raise ClientError("closed", "the client was closed")
+        if timeout is not None and op != "chunk":
+            arguments["timeout"] = timeout
+        patience = asyncio.get_running_loop().time() + self._patience + (timeout or 0.0)
+        while True:
+            try:
+                return await self._ask_once(op, arguments, blob, QUICK + (timeout or 0.0))
+            except asyncio.TimeoutError:
+                if asyncio.get_running_loop().time() >= patience:
+                    raise ClientError(
+                        "timeout",
+                        f"no answer from {self.address}: is the daemon running (`poseward serve`), and is that its"
+                        " api.address?",
+                    ) from None
+
+    async def _ask_once(
+        self, op: str, arguments: Mapping[str, Any], blob: bytes | None, wait: float
+    ) -> dict[str, Any]:
+        socket = self._connect()
+        number = next(self._numbers)
+        future = self._asked[number] = asyncio.get_running_loop().create_future()
+        try:
+            parts = messages.write(number, op, arguments, blob)
+            await asyncio.wait_for(socket.send_multipart(parts), wait)
+            return await asyncio.wait_for(future, wait)
+        finally:
+            self._asked.pop(number, None)
+
+    def _connect(self) -> zmq.asyncio.Socket:
+        if self._socket is None:
+            self._socket = self._prepare(self._context.socket(zmq.DEALER))
+            self._socket.connect(self.address)
+            self._reader = asyncio.create_task(self._read())
+        return self._socket
+
+    async def _read(self) -> None:
+        assert self._socket is not None
+        while True:
+            parts = await self._socket.recv_multipart()
+            try:
+                number, found = messages.read(parts)
+            except ClientError as error:
+                number, answer = error.more.pop("id", None), error
+                if (future := self._asked.get(number)) is not None and not future.done():
+                    future.set_exception(answer)
+            else:
+                if (future := self._asked.get(number)) is not None and not future.done():
+                    future.set_result(found)
+
+    def _prepare(self, socket: zmq.asyncio.Socket) -> zmq.asyncio.Socket:
+        socket.setsockopt(zmq.LINGER, 0)
+        socket.setsockopt(zmq.SNDHWM, 100)
+        socket.setsockopt(zmq.RECONNECT_IVL, 100)
+        socket.setsockopt(zmq.RECONNECT_IVL_MAX, 2000)
+        socket.setsockopt(zmq.HEARTBEAT_IVL, 5000)
+        if self._keys is not None:
+            socket.curve_publickey, socket.curve_secretkey, socket.curve_serverkey = self._keys
+        return socket
+
+
+def default_addresses() -> tuple[str, str]:
+    """The addresses that a daemon with the same configuration answers at.
+
+    Raises:
+        ConfigError: the configuration cannot be read.
+    """
+    from daemon.addresses import addresses, state_folder
+    from daemon.config import load
+
+    settings = load().settings
+    found = addresses(settings.api, state_folder(settings))
+    return found.requests, found.events
+
+
+def _load_keys(key: str | Path | None, server_key: str | Path | None) -> tuple[bytes, bytes, bytes] | None:
+    if key is None and server_key is None:
+        return None
+    if key is None or server_key is None:
+        raise ValueError("a CURVE connection needs both key (the client's own) and server_key (the daemon's)")
+    public, secret = zmq.auth.load_certificate(Path(key).expanduser())
+    server, _ = zmq.auth.load_certificate(Path(server_key).expanduser())
+    if secret is None:
+        raise ValueError(f"{key} holds a public key only: name the .key_secret file")
+    return public, secret, server
+
+
+def _digest(path: Path) -> tuple[int, str]:
+    digest, size = hashlib.sha256(), 0
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+            size += len(piece)
+    return size, digest.hexdigest()

@@ -1,0 +1,425 @@
+"""Takes jobs from the store through the pipeline to their results. All methods belong to the daemon's loop.
+
+Two threads help: one reads files to know their content (`identify`), one brings results into place and makes
+exports. They only compute; what follows from it is decided in `Scheduler.turn`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+from daemon import logs, places, summary
+from daemon.config import Loaded
+from daemon.finishing import Exporter, Finished, finish, make_exports
+from daemon.preparing import Prepared, Refused, prepare
+from daemon.store import JobStore, State, StoredJob, StoreError
+from stages.jobs import Job, JobDone, JobEvent, JobFailed, JobOpened, JobOutcome, JobProgress
+
+AHEAD = 2
+"""Jobs given to the pipeline at a time: while one is finished, the next one is being decoded."""
+TELL_EVERY = 0.2
+"""Seconds between two progress events of a job."""
+RATE_OVER = 5.0
+"""Seconds over which the rate is taken."""
+
+
+class PipelineLike(Protocol):
+    """What is used of `stages.pipeline.Pipeline`."""
+
+    def submit(self, job: Job) -> None: ...
+    def cancel(self, job_id: str) -> None: ...
+
+
+class Cancelled(Exception):  # noqa: N818  (not an error: somebody asked for it)
+    """Ends a helper thread's work on a job that nobody wants any more."""
+
+
+@dataclass
+class Running:
+    """A job in work, from its preparation to its end."""
+
+    job: StoredJob
+    phase: str = "preparing"
+    place: places.Place | None = None
+    identity: Mapping[str, Any] = field(default_factory=dict)
+    future: Future[Any] | None = None
+    cancelled: bool = False
+    total: int | None = None
+    last: JobProgress | None = None
+    began: float = field(default_factory=time.monotonic)
+    told: float = 0.0
+    marks: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=64))
+
+    def progress(self) -> dict[str, Any]:
+        """As docs/protocol.md says."""
+        last = self.last or JobProgress(self.job.id, 0, 0, 0, 0)
+        rate = 0.0
+        if len(self.marks) > 1:
+            (before, first), (after, latest) = self.marks[0], self.marks[-1]
+            rate = (latest - first) / max(after - before, 1e-6)
+        return {
+            "phase": self.phase,
+            "decoded": last.decoded,
+            "detected": last.detected,
+            "meshed": last.meshed,
+            "committed": last.committed,
+            "total": self.total,
+            "rate": round(rate, 2),
+            "seconds": round(time.monotonic() - self.began, 1),
+        }
+
+
+class Scheduler:
+    """The jobs of one daemon.
+
+    Args:
+        store: where jobs stand.
+        loaded: the configuration in force.
+        publish: takes events of the API: topic and map.
+        exporter: makes one export of finished results.
+        wake: called by helper threads when they have something for `turn`.
+
+    Raises:
+        StoreError: the store cannot be read.
+    """
+
+    def __init__(
+        self,
+        store: JobStore,
+        loaded: Loaded,
+        publish: Callable[[str, dict[str, Any]], None],
+        exporter: Exporter,
+        wake: Callable[[], None],
+    ) -> None:
+        self.draining = False
+        self._store = store
+        self._loaded = loaded
+        self._publish = publish
+        self._exporter = exporter
+        self._wake = wake
+        self._pipeline: PipelineLike | None = None
+        self._running: dict[str, Running] = {}
+        self._reader = ThreadPoolExecutor(1, "pw-read")
+        self._writer = ThreadPoolExecutor(1, "pw-finish")
+        self._retry_at = 0.0
+        self._log = logs.get("jobs")
+        self.problem: str | None = None
+        """Why nothing is begun, for a person."""
+
+    def start(self, pipeline: PipelineLike) -> None:
+        """Begin; jobs that were running when the last daemon died are queued again, or ended if they had been
+        finished already."""
+        self._pipeline = pipeline
+        for job in self._store.jobs([State.RUNNING], limit=1_000_000):
+            placed = self._placed(job)
+            if placed is None:
+                self._store.move(job.id, [State.RUNNING], State.QUEUED, started=None)
+                self._log.info("queued again after a restart", job=job.id, attempts=job.attempts)
+            else:
+                running = self._running[job.id] = Running(job, phase="exporting")
+                self._finish_exports(running, placed)
+
+    def turn(self) -> None:
+        """Whatever is due: ends of helper threads' work, and new jobs."""
+        for running in list(self._running.values()):
+            if running.future is not None and running.future.done():
+                future, running.future = running.future, None
+                with self._guarded():
+                    self._advance(running, future)
+        with self._guarded():
+            self._begin()
+
+    def progress(self, job: str) -> dict[str, Any] | None:
+        """How far a running job is; None for any other. May be called from any thread."""
+        running = self._running.get(job)
+        return running.progress() if running else None
+
+    def growing(self, job: str) -> Path | None:
+        """The folder in which the results of a running job grow. May be called from any thread."""
+        running = self._running.get(job)
+        return running.place.job if running and running.place else None
+
+    def running(self) -> list[str]:
+        """Ids of the jobs in work."""
+        return list(self._running)
+
+    def cancel(self, job: str) -> StoredJob | None:
+        """Cancel a job in whatever state; None where there is no such job.
+
+        Raises:
+            StoreError: the store cannot be written.
+        """
+        moved = self._store.move(job, [State.QUEUED, State.RUNNING], State.CANCELLED)
+        if moved is None:
+            return self._store.get(job)
+        if (running := self._running.get(job)) is not None:
+            self._leave(running)
+            self._tell(moved)
+        return moved
+
+    def retry(self, job: str) -> StoredJob | None:
+        """Queue a failed or cancelled job again; None where it is in another state."""
+        if job in self._running:
+            return None  # its cancelling has not ended yet
+        return self._store.move(job, [State.FAILED, State.CANCELLED], State.QUEUED, started=None)
+
+    def stop(self) -> None:
+        """Leave every job as it is, to be continued by the next daemon; the pipeline is closed by its owner
+        before this is called."""
+        for running in self._running.values():
+            running.cancelled = True
+        self._reader.shutdown(wait=True, cancel_futures=True)
+        self._writer.shutdown(wait=True, cancel_futures=True)
+        for running in list(self._running.values()):
+            if running.place is not None:
+                running.place.release()
+            with contextlib.suppress(StoreError):
+                self._store.move(running.job.id, [State.RUNNING], State.QUEUED, started=None)
+        self._running.clear()
+
+    # -- what the pipeline says ------------------------------------------------------------------------------
+
+    def on_event(self, event: JobEvent) -> None:
+        """An event of the pipeline about one of these jobs."""
+        running = self._running.get(event.job)
+        if running is None or running.cancelled:
+            return
+        with self._guarded():
+            if isinstance(event, JobOpened):
+                self._on_opened(running, event)
+            elif isinstance(event, JobProgress):
+                self._on_progress(running, event)
+            elif isinstance(event, JobDone):
+                self._on_done(running, event.outcome)
+            elif isinstance(event, JobFailed):
+                self._fail(running, event.error, event.message, event.outcome)
+
+    def _on_opened(self, running: Running, event: JobOpened) -> None:
+        running.total = event.frames
+        limit = self._loaded.settings.api.max_duration
+        if limit and event.frames is not None and event.fps > 0 and event.frames / event.fps > limit:
+            assert self._pipeline is not None
+            self._pipeline.cancel(running.job.id)
+            seconds = event.frames / event.fps
+            message = f"{seconds:.0f} s long, more than api.max_duration = {limit:g} allows"
+            self._fail(running, "too-long", message, JobOutcome())
+        elif event.frames is not None:
+            self._store.note(running.job.id, frames=event.frames)
+
+    def _on_progress(self, running: Running, event: JobProgress) -> None:
+        now = time.monotonic()
+        running.last = event
+        running.marks.append((now, event.committed))
+        while len(running.marks) > 2 and now - running.marks[0][0] > RATE_OVER:
+            running.marks.popleft()
+        if now - running.told >= TELL_EVERY:
+            running.told = now
+            self._tell(running.job)
+
+    def _on_done(self, running: Running, outcome: JobOutcome) -> None:
+        place = running.place
+        assert place is not None
+        content = summary.summarise(
+            Path(running.job.source),
+            running.identity,
+            outcome,
+            backend=self._loaded.settings.stages.backend,
+            settings=self._loaded.changed(),
+            resumed=place.resumed,
+        )
+        content["input"]["name"] = running.job.name
+        content = {**content, "job": running.job.id}
+        running.phase = "exporting"
+        running.total = running.total if running.total is not None else outcome.frames
+        exports = self._exports(running.job)
+        self._submit(
+            running,
+            self._writer,
+            lambda: finish(
+                place, content, Path(running.job.source), exports, self._exporter, self._check(running)
+            ),
+        )
+
+    # -- the way of a job --------------------------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        self.problem = None
+        # One that is being finished no longer needs the pipeline.
+        busy = sum(1 for running in self._running.values() if running.phase != "exporting")
+        if self.draining or busy >= AHEAD or self._pipeline is None:
+            return
+        for job in self._store.waiting(AHEAD - busy):
+            taken = self._store.move(job.id, [State.QUEUED], State.RUNNING, attempts=job.attempts + 1)
+            if taken is not None:
+                running = self._running[job.id] = Running(taken)
+                check = self._check(running)
+                work = partial(prepare, taken, self._store, self._loaded, check)
+                self._submit(running, self._reader, work)
+
+    def _advance(self, running: Running, future: Future[Any]) -> None:
+        try:
+            made = future.result()
+        except Cancelled:
+            self._leave(running)
+        except Refused as error:
+            self._fail(running, error.name, str(error), JobOutcome())
+        except StoreError:
+            self._requeue(running)
+            raise
+        except OSError as error:
+            place = running.place
+            kept = (
+                f"; the work is kept in {place.work}: `poseward retry {running.job.id}` goes on" if place else ""
+            )
+            self._fail(running, "folder-or-file-unusable", f"{error}{kept}", JobOutcome())
+        except Exception as error:  # noqa: BLE001  (one job's trouble must not be the daemon's)
+            self._log.exception("internal", job=running.job.id)
+            self._fail(running, "internal", f"{type(error).__name__}: {error}: please report this", JobOutcome())
+        else:
+            if isinstance(made, Prepared):
+                self._on_prepared(running, made)
+            elif isinstance(made, Finished):
+                self._on_finished(running, made)
+
+    def _on_prepared(self, running: Running, made: Prepared) -> None:
+        running.identity = made.identity
+        running.place = made.place
+        if running.cancelled:
+            self._leave(running)
+            return
+        columns = {"sha256": made.identity["sha256"], "bytes": made.identity["bytes"]}
+        if made.earlier is not None:
+            self._store.note(running.job.id, same_as=made.earlier.id, **columns)
+            running.phase = "exporting"
+            assert made.earlier.results is not None
+            self._finish_exports(running, Path(made.earlier.results))
+            return
+        assert made.place is not None and self._pipeline is not None
+        self._store.note(running.job.id, **columns)
+        if (placed := self._placed(running.job)) is not None:  # killed between the rename and the store's note
+            made.place.release()
+            running.place, running.phase = None, "exporting"
+            self._finish_exports(running, placed)
+            return
+        for note in made.place.notes:
+            self._log.info("folder", job=running.job.id, message=note)
+        running.phase = "working"
+        self._pipeline.submit(Job(running.job.id, running.job.source, str(made.place.job)))
+        self._log.info("begun", job=running.job.id, source=running.job.source, resumed=made.place.resumed)
+        self._tell(running.job)
+
+    def _finish_exports(self, running: Running, results: Path) -> None:
+        job = running.job
+        exports = self._exports(job)
+        check = self._check(running)
+        self._submit(
+            running,
+            self._writer,
+            lambda: make_exports(results, Path(job.source), exports, self._exporter, check),
+        )
+
+    def _on_finished(self, running: Running, made: Finished) -> None:
+        job = running.job
+        if running.cancelled:
+            self._leave(running)
+            return
+        problems = "; ".join(f"export {name} failed: {why}" for name, why in made.problems.items())
+        frames = made.summary.get("frames")
+        done = self._store.move(
+            job.id,
+            [State.RUNNING],
+            State.DONE,
+            results=str(made.results),
+            summary=made.summary,
+            frames=frames,
+            message=problems,
+        )
+        self._running.pop(job.id, None)
+        self._log.info("done", job=job.id, frames=frames, results=str(made.results), problems=problems or None)
+        if done is not None:
+            self._tell(done)
+
+    def _fail(self, running: Running, error: str, message: str, outcome: JobOutcome) -> None:
+        failed = self._store.move(running.job.id, [State.RUNNING], State.FAILED, error=error, message=message)
+        self._running.pop(running.job.id, None)
+        if running.place is not None:
+            if outcome.frames > 0 or running.place.resumed or running.phase == "exporting":
+                running.place.release()
+            else:
+                running.place.abandon()
+        self._log.error("failed", job=running.job.id, error=error, message=message)
+        if failed is not None:
+            self._tell(failed)
+
+    def _leave(self, running: Running) -> None:
+        """Let go of a job that was cancelled; its folder is free once no thread works in it."""
+        running.cancelled = True
+        if running.future is not None:
+            return  # `turn` comes here again
+        if self._pipeline is not None:
+            self._pipeline.cancel(running.job.id)
+        if running.place is not None:
+            running.place.release()
+        self._running.pop(running.job.id, None)
+
+    def _requeue(self, running: Running) -> None:
+        """The store refused: nothing is decided about the job until it can be written down."""
+        if running.place is not None:
+            running.place.release()
+        self._running.pop(running.job.id, None)
+        with contextlib.suppress(StoreError):
+            self._store.move(running.job.id, [State.RUNNING], State.QUEUED, started=None)
+
+    # -- small things ------------------------------------------------------------------------------------
+
+    def _exports(self, job: StoredJob) -> tuple[str, ...]:
+        return tuple(job.options.get("exports", self._loaded.settings.results.exports))
+
+    def _placed(self, job: StoredJob) -> Path | None:
+        """The results folder, where the results of this very job stand in it already."""
+        if job.folder is None:
+            return None
+        folder = Path(self._loaded.settings.results.folder).expanduser().absolute() / job.folder
+        try:
+            return folder if summary.read_summary(folder).get("job") == job.id else None
+        except summary.SummaryError:
+            return None
+
+    def _submit(self, running: Running, pool: ThreadPoolExecutor, work: Callable[[], Any]) -> None:
+        running.future = pool.submit(work)
+        running.future.add_done_callback(lambda _: self._wake())
+
+    def _check(self, running: Running) -> Callable[[], None]:
+        def check() -> None:
+            if running.cancelled:
+                raise Cancelled
+
+        return check
+
+    @contextlib.contextmanager
+    def _guarded(self) -> Any:
+        """A store that cannot be written at the moment (disk full) stops new work, not the daemon."""
+        try:
+            yield
+        except StoreError as error:
+            if self.problem != str(error):
+                self._log.error("store", error=error.name, message=str(error))
+            self.problem = str(error)
+
+    def _tell(self, job: StoredJob) -> None:
+        self._publish(f"job.{job.id}", {"job": self.job_map(job)})
+
+    def job_map(self, job: StoredJob) -> dict[str, Any]:
+        """A job as clients see it. May be called from any thread."""
+        found = job.as_map()
+        if (running := self._running.get(job.id)) is not None and not job.state.final:
+            found["progress"] = running.progress()
+        return found
