@@ -22,6 +22,7 @@ from stages.protocols import find_backend
 from stages.recovery import WHOLE_JOB, PoisonLedger
 from stages.ring import Ring
 from stages.settings import STAGES, PipelineSettings
+from stages.telling import in_words
 from supervisor import events as ev
 from supervisor.runtime import make_runtime
 from supervisor.supervisor import Supervisor
@@ -120,13 +121,15 @@ class Pipeline:
             self._supervisor.reset(name)
 
     def status(self) -> dict[str, Any]:
-        """Everything about processes and jobs that a person or a program may ask for."""
+        """Everything about processes and jobs that a person or a program may ask for; ``memory`` is the running
+        record of `supervisor.history.MemoryHistory.data`."""
         return {
             "epoch": self._epoch,
             "processes": self._supervisor.states(),
             "ready": sorted(self._ready),
             "jobs": {a.job.id: a.progress() for a in self._active.values()},
             "queued": [job.id for job in self._queue],
+            "memory": self._supervisor.history(),
         }
 
     def close(self) -> None:
@@ -275,32 +278,20 @@ class Pipeline:
     def _on_supervisor(self, event: ev.Event) -> None:
         if isinstance(event, ev.Message):
             self._on_message(stage_of(event.name), event.kind, event.payload)
-        elif isinstance(event, ev.Ready):
-            self._tell(event.name, "ready", f"ready after {event.startup_seconds:.1f} s")
+            return
+        if (told := in_words(event)) is not None:
+            self._on_event(told)
+        if isinstance(event, ev.Ready):
             self._on_ready(event.name)
         elif isinstance(event, ev.Died):
-            again = "" if event.restart_in is None else f"; again in {event.restart_in:.1f} s"
-            self._tell(event.name, "died", f"{event.exit.kind.value}: {event.exit.reason}{again}")
             self._on_death(event.name, event.exit)
         elif isinstance(event, ev.CircuitOpened):
             self._on_circuit(event)
-        elif isinstance(event, ev.Failed):
-            self._tell(event.name, "failed", event.exit.reason)
-            if not self._patient:
-                self._fail_all("configuration-error", f"{event.name}: {event.exit.reason}")
-        elif isinstance(event, ev.WaitingForMemory):
-            holders = ", ".join(event.holders)
-            self._tell(
-                event.name, "waiting", f"for {event.need} bytes of GPU memory, {event.free} free: {holders}"
-            )
-        elif isinstance(event, ev.PhaseChanged):
-            self._tell(event.name, event.phase, event.detail, event.fraction)
-        elif isinstance(event, ev.Output):
-            self._tell(event.name, "output", event.line)
+        elif isinstance(event, ev.Failed) and not self._patient:
+            self._fail_all("configuration-error", f"{event.name}: {event.exit.reason}")
 
     def _on_circuit(self, event: ev.CircuitOpened) -> None:
         stage = stage_of(event.name)
-        self._tell(event.name, "circuit open", f"{event.exit.reason}; next try in {event.retry_in:.0f} s")
         if self._skips_since_open.pop(stage, 0):
             # The deaths had a cause that has been isolated since: that is progress, not a loop.
             self._supervisor.reset(event.name)
@@ -398,5 +389,5 @@ class Pipeline:
         )
         return True
 
-    def _tell(self, stage: str, state: str, message: str, fraction: float | None = None) -> None:
-        self._on_event(StageEvent("", stage, state, message, fraction))
+    def _tell(self, stage: str, state: str, message: str) -> None:
+        self._on_event(StageEvent("", stage, state, message))

@@ -6,12 +6,10 @@ set marks; decisions are taken in one place, a turn later at most.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import math
 import os
 import random
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +20,8 @@ import zmq
 
 from supervisor import events as ev
 from supervisor.events import ExitKind
+from supervisor.history import MemoryHistory
+from supervisor.janitor import Janitor
 from supervisor.memory import DeviceGate, DeviceProbe, Nvml
 from supervisor.policy import RestartTracker
 from supervisor.process import ChildState, Life, Managed
@@ -45,18 +45,6 @@ LAST_WORDS = 5
 BUSY = 0.05
 """Seconds until a fork server that could not take a request is asked again."""
 NOT_STARTABLE = {errno.ENOENT, errno.EACCES, errno.ENOEXEC, errno.ENOTDIR, errno.ELOOP}
-
-JANITOR = """
-while read -r line; do
-  case $line in
-    +*) pids="$pids ${line#+}" ;;
-    -*) left=; for pid in $pids; do [ "$pid" = "${line#-}" ] || left="$left $pid"; done; pids=$left ;;
-  esac
-done
-for pid in $pids; do kill -s KILL -- "-$pid" 2>/dev/null; done
-rm -rf -- "$1"
-"""
-"""Outlives a supervisor that was killed: ends what is left of the process groups, removes the folder."""
 
 
 class Supervisor:
@@ -96,10 +84,8 @@ class Supervisor:
         lifeline_read, self._lifeline = os.pipe()
         self._spawner = Spawner(Places(str(runtime / CONTROL_NAME), lifeline_read))
         self._lifeline_read = lifeline_read
-        self._janitor = subprocess.Popen(
-            ["/bin/sh", "-c", JANITOR, "pw-janitor", str(runtime)], stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True, cwd="/",
-        )  # fmt: skip
+        self._janitor = Janitor(runtime)
+        self._history = MemoryHistory(clock)
         self._started = False
         self._devices_due = 0.0
         self._stopping = False
@@ -143,6 +129,7 @@ class Supervisor:
         if not self._stopping:
             self._start_due()
             self._look_at_devices()
+            self._remember_memory()
         self._turn_ended = self._clock()
 
     def send(self, name: str, kind: str, payload: dict[str, Any]) -> bool:
@@ -180,6 +167,10 @@ class Supervisor:
         now = self._clock()
         return {name: managed.state(now) for name, managed in self._managed.items()}
 
+    def history(self) -> dict[str, Any]:
+        """The running record of each process's memory: see `MemoryHistory.data`."""
+        return self._history.data()
+
     def stop(self, grace: float) -> None:
         """Ask all to stop, insist after ``grace`` seconds, reap all, remove the folder. May be called twice."""
         if self._closed:
@@ -198,10 +189,7 @@ class Supervisor:
         self._context.term()
         os.close(self._lifeline)
         os.close(self._lifeline_read)
-        assert self._janitor.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # somebody killed the janitor
-            self._janitor.stdin.close()
-        self._janitor.wait()
+        self._janitor.close()
         remove_runtime(self._runtime)
 
     # -- one turn --------------------------------------------------------------------------------------------
@@ -263,21 +251,13 @@ class Supervisor:
         elif kind == "message":
             self._on_event(ev.Message(name, said["kind"], said["payload"]))
 
-    def _tell_janitor(self, sign: str, pid: int) -> None:
-        assert self._janitor.stdin is not None
-        try:
-            self._janitor.stdin.write(f"{sign}{pid}\n".encode())
-            self._janitor.stdin.flush()
-        except BrokenPipeError:
-            pass  # somebody killed the janitor; stale folders are swept at the next start
-
     def _look_after(self, managed: Managed, life: Life) -> None:
         now = self._clock()
         for line in life.read_lines():
             self._on_event(ev.Output(managed.spec.name, line))
         if life.pid is not None and not life.noted:
             life.noted = True
-            self._tell_janitor("+", life.pid)
+            self._janitor.began(life.pid)
         if self._spawner.reap(life, now):
             self._hear(LAST_WORDS)  # what it said before it died comes before its death
             self._bury(managed, life)
@@ -312,7 +292,7 @@ class Supervisor:
         now = self._clock()
         life.kill(9)  # the rest of its process group
         if life.noted and life.pid is not None:
-            self._tell_janitor("-", life.pid)
+            self._janitor.ended(life.pid)
         managed.last_pid = life.pid
         for line in life.read_lines():
             self._on_event(ev.Output(managed.spec.name, line))
@@ -381,6 +361,15 @@ class Supervisor:
                 life.device_used = (
                     found.holders.get(life.pid or 0) if found and found.holders is not None else None
                 )
+
+    def _remember_memory(self) -> None:
+        if not self._history.due():
+            return
+        for name, managed in self._managed.items():
+            if (life := managed.life) is None:
+                self._history.add(name, 0, 0, None, managed.device_free)
+            else:
+                self._history.add(name, life.rss, life.peak_rss, life.device_used, managed.device_free)
 
     def _spawn(self, managed: Managed) -> None:
         managed.recorder.erase()

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
 import hashlib
 import json
 import os
@@ -120,11 +121,15 @@ class Round:
         return False
 
     def _size(self) -> int:
-        return sum(path.stat().st_size for path in self._out.glob("*.poseward-work/**/frames.msgpack"))
+        size = 0
+        for path in _glob(self._out, "*.poseward-work/**/frames.msgpack"):
+            with contextlib.suppress(FileNotFoundError):
+                size += path.stat().st_size
+        return size
 
     def _look_within(self) -> None:
         """Count the injected faults that have fired: each leaves a file in its life's runtime folder."""
-        for path in self._runtime.glob("poseward-*/fault-*"):
+        for path in _glob(self._runtime, "poseward-*/fault-*"):
             if str(path) not in self._seen:
                 self._seen.add(str(path))
                 stage, _, kind = self._within[path.name.split("-")[1]].partition("@")[0].partition(":")
@@ -149,6 +154,14 @@ class Round:
             return 0
         self.done[name, number.name] += 1
         return 1
+
+
+def _glob(folder: Path, pattern: str) -> list[Path]:
+    """What matches, though folders may vanish meanwhile."""
+    try:
+        return list(folder.glob(pattern))
+    except FileNotFoundError:
+        return []
 
 
 def faults_within(rng: random.Random, frames: int, count: int) -> list[str]:
