@@ -1,0 +1,1 @@
+"""Poseward as a service of systemd."""
