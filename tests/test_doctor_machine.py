@@ -98,6 +98,13 @@ def test_room_on_the_disk(tmp_path: Path, megabytes: int, files: int, severity: 
     assert ("df -i" in worst(found).found) == (files == 0)
 
 
+def test_each_disk_is_one_line(tmp_path: Path, small_disk: Path) -> None:
+    found = look(make_context(tmp_path, f"results.folder={small_disk}"), "places.disk")
+    assert len(found) == 2
+    assert "results.folder" in found[0].found and found[0].severity is ERROR
+    assert "daemon.state, TMPDIR" in found[1].found
+
+
 # -- sockets -------------------------------------------------------------------------------------------
 
 

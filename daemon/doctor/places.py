@@ -77,31 +77,36 @@ def nearest(folder: Path) -> Path:
 
 
 def check_disk(context: Context, check: str) -> Iterator[Finding]:
-    """Room, and numbers of files left, where results, state and temporary files go."""
+    """Room, and numbers of files left, on each file system where results, state and temporary files go."""
     temporary = Path(context.machine.environ.get("TMPDIR", "/tmp"))
     folders = {
         "results.folder": results_folder(context),
         "daemon.state": state_folder(context),
         "TMPDIR": temporary,
     }
+    disks: dict[int, dict[str, Path]] = {}
     for setting, folder in folders.items():
         place = nearest(folder)
-        try:
-            room = context.machine.statvfs(place)
-        except OSError as problem:
-            yield error(check, f"{setting}: {place}: {problem.strerror}", f"set {setting} to another folder")
-            continue
-        free = room.f_bavail * room.f_frsize
-        way = f"make room (`df -h '{place}'`; retention.results_gb prunes by itself), or set {setting} elsewhere"
-        where = f"{setting}: {free // MEGABYTE} MB are free for {folder.absolute()}"
-        if room.f_files and not room.f_favail:
-            yield error(check, f"{setting}: no file can be made for {folder}: none are left (`df -i`)", way)
-        elif free < LEAST_ROOM:
-            yield error(check, f"{where}, results need at least {LEAST_ROOM // MEGABYTE}", way)
-        elif free < LITTLE_ROOM:
-            yield warning(check, f"{where}: enough for a few short videos", way)
-        else:
-            yield ok(check, where)
+        disks.setdefault(place.stat().st_dev, {})[setting] = place
+    for users in disks.values():
+        yield _room(context, check, next(iter(users.values())), list(users))
+
+
+def _room(context: Context, check: str, place: Path, settings: list[str]) -> Finding:
+    room = context.machine.statvfs(place)
+    free = room.f_bavail * room.f_frsize
+    names = ", ".join(settings)
+    way = f"make room (`df -h '{place}'`; retention.results_gb prunes by itself), or set {settings[0]} elsewhere"
+    where = f"{free // MEGABYTE} MB are free for {names} (the disk of {place})"
+    if room.f_files and not room.f_favail:
+        return error(
+            check, f"no file can be made for {names}: none are left on the disk of {place} (`df -i`)", way
+        )
+    if free < LEAST_ROOM:
+        return error(check, f"{where}, results need at least {LEAST_ROOM // MEGABYTE} MB", way)
+    if free < LITTLE_ROOM:
+        return warning(check, f"{where}: enough for a few short videos", way)
+    return ok(check, where)
 
 
 def check_runtime(context: Context, check: str) -> Iterator[Finding]:
