@@ -1,1 +1,1 @@
-"""Poseward as a service of systemd."""
+"""Poseward under systemd: the notify protocol, the units, and their installation."""
