@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from daemon.doctor.check import Check, Severity, error, exit_code, note, ok, run_checks, warning
+from daemon.doctor.check import AT_ONCE, Check, Severity, error, exit_code, note, ok, run_checks, warning
 from daemon.doctor.checks import CHECKS, THEMES
 from tests.doctor import look, make_context, worst
 
@@ -70,6 +70,7 @@ def test_a_check_that_hangs_is_a_finding_and_holds_nobody_up(tmp_path: Path) -> 
     # More of them than may run at the same time: the last would never start if they kept their places.
     checks = [Check(f"a.hung{n}", hung, 0.2) for n in range(4)]  # type: ignore[arg-type]
     checks.append(Check("a.well", lambda c, n: [ok(n, "fine")]))
+    assert len(checks) > AT_ONCE
     try:
         results = list(run_checks(make_context(tmp_path), checks))
     finally:
@@ -104,6 +105,18 @@ def test_output_without_the_marks_letters(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "ERROR  track: /no/such/python" in done.stdout
     assert "->  set stages.track.python" in done.stdout
+
+
+@pytest.mark.parametrize("flags", [[], ["--json"]])
+def test_a_locale_without_utf8(tmp_path: Path, flags: list[str]) -> None:
+    """The real thing, with a path that this locale cannot show."""
+    state = f"daemon.state={tmp_path}/Vidéo …"
+    done = doctor(tmp_path, *flags, "--set", state, LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
+    assert "file names are read as ascii" in done.stdout, done.stderr
+    assert "LANG=C.UTF-8" in done.stdout
+    assert done.returncode == 2
+    if flags:
+        assert isinstance(json.loads(done.stdout), list)
 
 
 def test_a_configuration_that_cannot_be_read_is_a_finding(tmp_path: Path) -> None:

@@ -75,6 +75,9 @@ def process(**rest: Any) -> dict[str, Any]:
     return {"stage": "mesh", "state": "ready", "pid": 1, "stale": False, **rest}
 
 
+STALE = "mesh-1 runs code that differs from what is on disk: `poseward reload`"
+
+
 def test_no_daemon(short: Path) -> None:
     (found,) = look(make_context(short), "service.daemon")
     assert found.severity is OK
@@ -94,7 +97,11 @@ def test_a_daemon_that_is_well(short: Path) -> None:
     ("answer", "text", "way"),
     [
         ({"poseward": "0.0.0-other", "processes": {}}, "0.0.0-other", "restart"),
-        ({"poseward": version(), "processes": {"mesh-1": process(stale=True)}}, "mesh-1", "poseward reload"),
+        (
+            {"poseward": version(), "processes": {"mesh-1": process(stale=True)}, "problems": [STALE]},
+            "mesh-1",
+            "poseward reload",
+        ),
         ({"poseward": version(), "processes": {}, "problems": ["mesh: open circuit"]}, "open circuit", "health"),
         (msgpack.packb({"ok": False, "error": {"name": "busy", "message": "later"}}), "busy", "health"),
         (b"\xc1", "not Poseward's protocol", "health"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from collections.abc import Iterable
@@ -74,7 +75,7 @@ def doctor(config_file: Path | None, sets: tuple[str, ...], json_output: bool) -
 
 def _json(results: Iterable[tuple[Check, list[Finding]]]) -> list[Finding]:
     findings = [finding for _, found in results for finding in found]
-    click.echo(json.dumps([finding.to_map() for finding in findings], indent=2, ensure_ascii=False))
+    click.echo(json.dumps([finding.to_map() for finding in findings], indent=2, ensure_ascii=not _fits()))
     return findings
 
 
@@ -88,6 +89,8 @@ def _report(results: Iterable[tuple[Check, list[Finding]]]) -> list[Finding]:
     # Not on a terminal, a line is a finding: nothing is wrapped, so that grep finds it whole.
     console = Console(highlight=False, emoji=False, soft_wrap=not sys.stdout.isatty())
     fits = _fits()
+    if not fits and isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # paths and dashes may have letters that this output lacks
     theme = ""
     findings: list[Finding] = []
     waiting = console.status("looking …") if console.is_terminal else None

@@ -7,6 +7,7 @@ import resource
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -161,44 +162,58 @@ def run_checks(context: Context, checks: Sequence[Check]) -> Iterator[tuple[Chec
     A check that raises or does not end by its deadline is itself a finding. Its thread is left behind as a
     daemon thread, which does not keep the process from ending.
     """
-    slots = threading.Semaphore(AT_ONCE)
-    jobs = [_Job(context, check, slots) for check in checks]
+    changed = threading.Condition()
+    jobs = [_Job(context, check, changed) for check in checks]
+    waiting = deque(jobs)
+    running: list[_Job] = []
     for job in jobs:
-        job.start()
-    for job in jobs:
+        with changed:
+            while not job.over:
+                running = [other for other in running if not other.over]
+                while waiting and len(running) < AT_ONCE:
+                    running.append(waiting.popleft())
+                    running[-1].start()
+                changed.wait(max(0.0, min(other.left for other in running)))
         yield job.check, job.result()
 
 
 class _Job:
-    def __init__(self, context: Context, check: Check, slots: threading.Semaphore) -> None:
+    """One check in a thread of its own. Its state changes under ``changed`` only."""
+
+    def __init__(self, context: Context, check: Check, changed: threading.Condition) -> None:
         self.check = check
         self._context = context
-        self._slots = slots
-        self._began = threading.Event()
-        self._ended = threading.Event()
-        self._found: list[Finding] = []
-        self._held = threading.Lock()
+        self._changed = changed
+        self._ends: float | None = None
+        self._found: list[Finding] | None = None
 
     def start(self) -> None:
+        self._ends = time.monotonic() + self.check.deadline
         threading.Thread(target=self._run, name=self.check.name, daemon=True).start()
 
+    @property
+    def left(self) -> float:
+        """Seconds until its deadline."""
+        return self._ends - time.monotonic() if self._ends is not None else self.check.deadline
+
+    @property
+    def over(self) -> bool:
+        """It has ended, or its time is up."""
+        return self._found is not None or self.left <= 0
+
     def result(self) -> list[Finding]:
-        self._began.wait()
-        if self._ended.wait(self.check.deadline):
+        if self._found is not None:
             return self._found
-        self._release()  # or the hung check would hold up those that wait for its place
         return [
             error(
                 self.check.name,
                 f"no answer within {self.check.deadline:.0f} s",
-                "something that this check looks at hangs (a dead network folder, a stuck driver): "
-                "`poseward doctor --json` names the others, which do not depend on it",
+                "something that this check looks at hangs (a dead network folder, a stuck driver): mend that; the "
+                "other checks do not depend on it",
             )
         ]
 
     def _run(self) -> None:
-        self._slots.acquire()
-        self._began.set()
         try:
             found = list(self.check.run(self._context, self.check.name))
         except Exception as problem:  # noqa: BLE001  (a broken check is a finding like any other)
@@ -210,10 +225,6 @@ class _Job:
                     "`poseward doctor --json`",
                 )
             ]
-        self._found = found
-        self._ended.set()
-        self._release()
-
-    def _release(self) -> None:
-        if self._held.acquire(blocking=False):
-            self._slots.release()
+        with self._changed:
+            self._found = found
+            self._changed.notify_all()
