@@ -16,6 +16,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "models": ("daemon.cli.models:models", "Fetch and list the files of the models."),
     "config": ("daemon.cli.config:config", "Show the settings in force, or begin a configuration file."),
     "doctor": ("daemon.cli.doctor:doctor", "Check this machine and the settings, and say the way out."),
+    "service": ("daemon.cli.service:service", "Install, remove and look at the systemd service."),
     "demo-clip": ("daemon.cli.demo:demo_clip", "Make the clip that `make demo` uses."),
 }
 """Where each command is, and its line of help (as in the command itself: a test holds them together)."""

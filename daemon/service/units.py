@@ -45,8 +45,7 @@ class Unit:
         working: the folder that relative paths in the configuration start from.
         user: whom the system's service runs as; unused in a user's unit.
         group: that user's group.
-        environment: ``KEY=VALUE`` of settings that stand in no file. ``%t``, ``%C`` and the like are escaped.
-        runtime: the folder for sockets, or None for the service's own below /run.
+        environment: ``KEY=VALUE`` of settings that stand in no file.
         own_state: keep the state in /var/lib/poseward; otherwise it is one of ``writable``.
         writable: the folders that the system's service may write.
         mounts: folders whose file systems must be mounted first.
@@ -62,7 +61,6 @@ class Unit:
     user: str = ""
     group: str = ""
     environment: Sequence[tuple[str, str]] = ()
-    runtime: Path | None = None
     own_state: bool = False
     writable: Sequence[Path] = ()
     mounts: Sequence[Path] = ()
@@ -99,9 +97,9 @@ def render(unit: Unit) -> str:
         ServiceError: a path or a size that no unit can hold.
     """
     environment = [assignment(key, value) for key, value in unit.environment]
-    if unit.runtime is None:
-        environment.append('Environment="POSEWARD_DAEMON__RUNTIME=%t/poseward"')
     if not unit.user_unit:
+        # What stands below it goes with the service; a user's services have one of their own.
+        environment.append('Environment="XDG_RUNTIME_DIR=%t/poseward"')
         environment += [f'Environment="{key}=%C/poseward/{folder}"' for key, folder in CACHES.items()]
     if unit.wsl:
         environment.append(assignment("LD_LIBRARY_PATH", WSL_LIBRARIES))
@@ -120,7 +118,8 @@ def render(unit: Unit) -> str:
         "STATE": "StateDirectory=poseward\nStateDirectoryMode=0700" if unit.own_state else "",
         "FOLDERS": "\n".join(f"ReadWritePaths={quote_path(path)}" for path in unit.writable),
         "MOUNTS": "\n".join(f"RequiresMountsFor={quote_path(path)}" for path in unit.mounts),
-        "MEMORY": "\n".join(memory) or "# MemoryHigh= and MemoryMax=: `poseward service install --memory-max 12G`.",
+        "MEMORY": "\n".join(memory)
+        or "# MemoryHigh= and MemoryMax=: `poseward service install --memory-max 12G`.",
         "NETWORK": "\n".join(network),
     }
     text = template(unit.user_unit)
@@ -187,7 +186,9 @@ def quote_path(path: Path) -> str:
 def _plain(text: str) -> str:
     if any(ord(char) < 32 or ord(char) == 127 or "\ud800" <= char <= "\udfff" for char in text):
         shown = os.fsencode(text).decode("utf-8", "backslashreplace") if "\n" not in text else repr(text)
-        raise ServiceError("bad-path", f"{shown}: a unit holds no control characters and no bytes that are not UTF-8")
+        raise ServiceError(
+            "bad-path", f"{shown}: a unit holds no control characters and no bytes that are not UTF-8"
+        )
     return text
 
 
