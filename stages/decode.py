@@ -75,17 +75,16 @@ class Decode:
         self._found: dict[tuple[int, int], SlotEntry] = {(entry.job, entry.frame): entry for entry in found}
 
     def run(self) -> None:
-        loop = self._loop
-        while not self._link.stopping:
-            loop.control()
-            if not loop.flush():
-                loop.wait(for_input=False)
-            elif self._replay:
-                self._emit(self._replay.pop(0))
-            elif (reading := self._next_reading()) is not None:
-                self._decode_one(reading)
-            else:
-                loop.wait(for_input=False)
+        self._loop.run(self._turn)
+
+    def _turn(self) -> bool:
+        if self._replay:
+            self._emit(self._replay.pop(0))
+        elif (reading := self._next_reading()) is not None:
+            self._decode_one(reading)
+        else:
+            return False
+        return True
 
     # -- what the owner says -----------------------------------------------------------------------
 

@@ -51,6 +51,18 @@ class StageLoop:
         self._on_epoch = on_epoch
         self._outbox: deque[bytes] = deque()
 
+    def run(self, turn: Callable[[], bool]) -> None:
+        """Work until the owner says stop. ``turn`` does one piece of work, or returns False if there is none."""
+        while not self.link.stopping:
+            if not self.step(turn):
+                self.wait()
+
+    def step(self, turn: Callable[[], bool]) -> bool:
+        """Hear the owner, send what waits, then work; False when there is nothing to do but to wait. Nothing is
+        begun while the pipe out is full."""
+        self.control()
+        return self.flush() and turn()
+
     def control(self) -> None:
         """Handle every control message that has arrived, without waiting."""
         while (message := self.link.receive(0)) is not None:
@@ -79,12 +91,12 @@ class StageLoop:
             self._outbox.popleft()
         return True
 
-    def wait(self, *, for_input: bool, timeout: float = IDLE_POLL) -> None:
-        """Sleep until a control message, input (if wanted) or room in the full pipe out."""
+    def wait(self, timeout: float = IDLE_POLL) -> None:
+        """Sleep until a control message, or input, or (while that is full) room in the pipe out."""
         poller = zmq.Poller()
         poller.register(self.link.socket, zmq.POLLIN)
-        if for_input and self._receiver is not None:
-            poller.register(self._receiver.socket, zmq.POLLIN)
         if self._outbox and self._sender is not None:
             poller.register(self._sender.socket, zmq.POLLOUT)
+        elif self._receiver is not None:
+            poller.register(self._receiver.socket, zmq.POLLIN)
         poller.poll(int(timeout * 1000))

@@ -189,16 +189,16 @@ class Track:
         self._skipped: dict[int, dict[int, str]] = {}
 
     def run(self) -> None:
-        loop = self._loop
-        while not self._link.stopping:
-            loop.control()
-            data = self._receiver.receive()
-            if data is None:
-                loop.wait(for_input=True)
-                continue
-            self._take(data)
+        self._loop.run(self._turn)
         for fold in self._folds.values():
             fold.close()
+
+    def _turn(self) -> bool:
+        data = self._receiver.receive()
+        if data is None:
+            return False
+        self._take(data)
+        return True
 
     def _control(self, kind: str, payload: dict[str, Any]) -> None:
         job = int(payload["job"])

@@ -95,17 +95,14 @@ class Worker:
         self._skipped: dict[tuple[int, int], str] = {}
 
     def run(self) -> None:
-        loop = self._loop
-        while not self._link.stopping:
-            loop.control()
-            if not loop.flush():
-                loop.wait(for_input=False)
-                continue
-            self._receive()
-            if self._inbox:
-                self._work()
-            else:
-                loop.wait(for_input=True)
+        self._loop.run(self._turn)
+
+    def _turn(self) -> bool:
+        self._receive()
+        if not self._inbox:
+            return False
+        self._work()
+        return True
 
     def _control(self, kind: str, payload: dict[str, Any]) -> None:
         job = int(payload["job"])
@@ -185,10 +182,12 @@ class Worker:
         except Exception as error:
             if not is_out_of_memory(error) or self._batch.out_of_memory():
                 raise
+            self._link.idle()  # a new epoch may take these frames away, and then nothing is being done
             self._link.send("shrunk", {"batch": self._batch.size, "reason": f"{type(error).__name__}: {error}"})
             self._inbox.extendleft(reversed(messages))
             return
-        self._batch.succeeded()
+        if len(messages) >= self._batch.size:  # a smaller one says nothing about whether the next size would fit
+            self._batch.succeeded()
         seconds = time.perf_counter() - started
         for message in messages:
             if self._ring.check(message.slot, message.generation):

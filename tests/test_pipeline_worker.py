@@ -1,0 +1,156 @@
+"""The worker of detect and mesh by itself: what it does with a batch that does not fit."""
+
+from __future__ import annotations
+
+from collections import deque
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+
+from stages.ring import Ring
+from stages.start import StageConfig
+from stages.wire import FrameMessage, pack, unpack
+from stages.worker import Worker
+
+BATCH = 4
+
+
+class Pipe:
+    def __init__(self) -> None:
+        self.inside: deque[bytes] = deque()
+
+    def receive(self) -> bytes | None:
+        return self.inside.popleft() if self.inside else None
+
+    def send(self, data: bytes) -> bool:
+        self.inside.append(data)
+        return True
+
+
+class Config(StageConfig):
+    def sender(self, context: Any) -> Any:
+        return OUT
+
+
+class Link:
+    stopping = False
+    context = None
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+        self.busy = False
+        self.figures: dict[str, float] = {}
+        self.control: deque[tuple[str, dict[str, Any]]] = deque()
+
+    def receive(self, timeout: float) -> tuple[str, dict[str, Any]] | None:
+        return self.control.popleft() if self.control else None
+
+    def send(self, kind: str, payload: dict[str, Any]) -> None:
+        self.said.append(kind)
+
+    @contextmanager
+    def working(self, activity: dict[str, Any]) -> Any:
+        self.busy = True
+        yield
+        self.busy = False
+
+    def idle(self) -> None:
+        self.busy = False
+
+    def metrics(self, **values: float) -> None:
+        self.figures.update(values)
+
+
+OUT = Pipe()
+
+
+class Bench:
+    def __init__(self, fits: int) -> None:
+        OUT.inside.clear()
+        self.link: Any = Link()
+        self.into = Pipe()
+        self.ring = Ring.create(8, 12)
+        self.sizes: list[int] = []
+        self.fits = fits
+        config = Config(
+            stage="mesh",
+            ring_fd=self.ring.fd,
+            listens="",
+            feeds=("",),
+            depth=2,
+            backend="",
+            options={},
+            batch=BATCH,
+        )
+        receiver: Any = self.into
+        self.worker = Worker(self.link, config, receiver, self.ring, self.process)
+
+    def process(self, frames: Any, messages: Any) -> None:
+        self.sizes.append(len(frames))
+        if len(frames) > self.fits:
+            raise MemoryError(f"{len(frames)} frames")
+
+    def put(self, frames: range) -> None:
+        for frame in frames:
+            slot = frame % 8
+            generation = self.ring.write(slot, 1, frame, 0.0, np.zeros((2, 2, 3), np.uint8))
+            self.into.inside.append(pack(FrameMessage(0, 1, frame, 0.0, slot, generation, 2, 2)))
+
+    def work(self) -> None:
+        while self.worker._loop.step(self.worker._turn):
+            pass
+
+    def passed_on(self) -> list[int]:
+        messages = [unpack(data) for data in OUT.inside]
+        return [message.frame for message in messages if isinstance(message, FrameMessage)]
+
+
+@pytest.mark.parametrize("fits", [1, 2, 3, 4])
+def test_the_batch_comes_down_to_what_fits_and_no_frame_is_lost_or_doubled(fits: int) -> None:
+    bench = Bench(fits)
+    bench.put(range(8))
+    bench.work()
+    assert bench.passed_on() == list(range(8))
+    overruns = [size for size in bench.sizes if size > fits]
+    assert bench.link.said.count("shrunk") == len(overruns) <= 2
+    bench.ring.close()
+
+
+def test_at_one_frame_the_process_gives_up() -> None:
+    bench = Bench(0)
+    bench.put(range(4))
+    with pytest.raises(MemoryError):
+        bench.work()
+    assert bench.sizes == [4, 2, 1]
+    bench.ring.close()
+
+
+def test_a_batch_that_a_new_epoch_takes_away_after_it_did_not_fit_leaves_nobody_busy() -> None:
+    """Busy without work would be a hang, and its deadline would kill a healthy process."""
+    bench = Bench(0)
+    bench.put(range(4))
+    assert bench.worker._loop.step(bench.worker._turn)
+    assert bench.link.said == ["shrunk"]
+    bench.link.control.append(("epoch", {"epoch": 1}))
+    assert not bench.worker._loop.step(bench.worker._turn)
+    assert not bench.link.busy
+    bench.ring.close()
+
+
+def test_only_full_batches_let_it_grow_again() -> None:
+    bench = Bench(2)
+    bench.put(range(4))
+    bench.work()
+    for frame in range(4, 80):
+        bench.put(range(frame, frame + 1))
+        bench.work()
+    assert max(bench.sizes[3:]) == 1
+    assert bench.link.figures["batch"] == 2
+    bench.fits = 4
+    for start in range(80, 80 + 2 * 40, 2):
+        bench.put(range(start, start + 2))
+        bench.work()
+    assert bench.link.figures["batch"] == 3
+    bench.ring.close()
