@@ -244,7 +244,13 @@ class Operations:
     def _file(self, asked: ms.File) -> Reply:
         _, folder = self._done(asked.job)
         path = folder / asked.name
-        if path.parent != folder or asked.name.startswith(".") or path.is_symlink() or not path.is_file():
+        if (
+            path.parent != folder
+            or path.name != asked.name
+            or asked.name.startswith(".")
+            or path.is_symlink()
+            or not path.is_file()
+        ):
             raise ApiError("no-such-file", f"the results of {asked.job} have no file {asked.name!r}")
         with path.open("rb") as file:
             total = path.stat().st_size
