@@ -183,7 +183,8 @@ def _worth_saying(lines: Iterable[str]) -> Iterable[str]:
 def _is_problem(entry: Mapping[str, object], message: str) -> bool:
     """Whether a line that is none of the daemon's log tells of trouble."""
     if entry.get("SYSLOG_IDENTIFIER") == "systemd":
-        return str(entry.get("PRIORITY", "6")) <= "5"
+        # One line for each process that goes with the service tells nothing.
+        return str(entry.get("PRIORITY", "6")) <= "5" and ": Killing process" not in message
     return message.startswith(("poseward: ", "Fatal Python error"))
 
 

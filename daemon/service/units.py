@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 NAME = "poseward.service"
-TEMPLATES = {False: "poseward-system.service.in", True: "poseward-user.service.in"}
+TEMPLATES = {False: "poseward.service.in", True: "poseward-user.service.in"}
 MARK = "# poseward-unit: "
 """Begins the first line of every unit that `poseward service install` wrote; the hash of the rest follows."""
 WSL_LIBRARIES = "/usr/lib/wsl/lib"
@@ -104,7 +104,7 @@ def render(unit: Unit) -> str:
     if unit.wsl:
         environment.append(assignment("LD_LIBRARY_PATH", WSL_LIBRARIES))
     memory = [
-        f"{key}={check_memory(size).replace('%', '%%')}"
+        f"{key}={check_memory(size)}"  # no specifiers here: a percent sign stands for itself
         for key, size in (("MemoryHigh", unit.memory_high), ("MemoryMax", unit.memory_max))
         if size
     ]
