@@ -29,6 +29,14 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 SYSTEMD = next((str(p) for p in map(Path, ("/usr/lib/systemd/systemd", "/lib/systemd/systemd")) if p.exists()), "")
 PROGRAM = Path(sys.executable).parent / "poseward"
 UNITS = "/run/test-units"
+USER = {"XDG_RUNTIME_DIR": "/run/user/0", "XDG_CONFIG_HOME": "/srv/user"}
+MANAGER = f"""
+[Service]
+Type=notify
+Delegate=yes
+Environment=XDG_RUNTIME_DIR=/run/user/0 XDG_CONFIG_HOME=/srv/user SYSTEMD_UNIT_PATH=/srv/user/systemd/user:{UNITS}
+ExecStart={SYSTEMD} --user --unit=test.target
+"""
 JOURNAL = ("systemd-journald.service", "systemd-journald.socket")
 
 INIT = f"""
@@ -172,8 +180,8 @@ def systemd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Booted]:
 @pytest.fixture(scope="module")
 def installed(systemd: Booted) -> Booted:
     """The service, installed and running as `poseward service install` leaves it, but quick to restart."""
-    lines = [*FAST, 'stages.backend="tests.blocks"', 'stages.faults=["mesh:slow=0.05%1/1"]', 'results.folder="/srv/results"',
-             'daemon.state="/srv/state"', 'api.roots=["/srv"]']  # fmt: skip
+    lines = [*FAST, 'stages.backend="tests.blocks"', 'stages.faults=["mesh:slow=0.05%1/1"]', 'api.roots=["/srv"]',
+             'results.folder="/srv/results"', 'daemon.state="/srv/state"']  # fmt: skip
     systemd.path("/srv/poseward.toml").write_text("\n".join(lines))
     more = systemd.path(f"/etc/systemd/system/{NAME}.d/test.conf")
     more.parent.mkdir(parents=True)
@@ -300,3 +308,48 @@ def test_uninstall_undoes_what_install_did(installed: Booted) -> None:
     assert not installed.path(f"/etc/systemd/system/multi-user.target.wants/{NAME}").is_symlink()
     assert installed.show("LoadState") == "not-found" and not installed.processes()
     assert "not installed" in service(installed, "status", check=False)
+
+
+def test_a_users_own_service(systemd: Booted) -> None:
+    """Installed, ready, killed and restarted, and gone again, under a user's manager."""
+    systemd.path("/srv/own.toml").write_text(
+        "\n".join(
+            [
+                *FAST,
+                'stages.backend="tests.blocks"',
+                'results.folder="/srv/own results"',
+                'daemon.state="/srv/own-state"',
+                'api.roots=["/srv"]',
+            ]
+        )
+    )
+    systemd.path("/run/user/0").mkdir(parents=True)
+    systemd.path(f"/srv/user/systemd/user/{NAME}.d").mkdir(parents=True)
+    systemd.path(f"/srv/user/systemd/user/{NAME}.d/test.conf").write_text(
+        "[Service]\nRestartSec=100ms\nUnsetEnvironment=\nEnvironment=PYTHONPATH=/srv/checkout\n"
+    )
+    systemd.path(f"{UNITS}/manager.service").write_text(MANAGER)
+    systemd.path(f"{UNITS}/default.target").write_text("[Unit]\nDescription=the end of the start\n")
+    systemd.run("systemctl", "start", "manager.service")
+
+    def user(*words: str, check: bool = True) -> str:
+        return systemd.run(str(PROGRAM), "service", *words, "--user", check=check, **USER)
+
+    def show(name: str) -> str:
+        return systemd.run("systemctl", "--user", "show", NAME, "--property", name, "--value", **USER).strip()
+
+    said = user("install", "--config", "/srv/own.toml", "--yes")
+    assert "done: write /srv/user/systemd/user/poseward.service" in said and "enable-linger root" in said, said
+    write_squares(systemd.path("/srv/own.mp4"), 170)
+    with Client(f"ipc://{systemd.path('/srv/own-state/api.sock')}", patience=PATIENCE) as asked:
+        main = show("MainPID")
+        status = systemd.path(f"/proc/{main}/status").read_text()
+        assert "NoNewPrivs:\t1" in status and "Seccomp:\t2" in status, status
+        systemd.run("kill", "-KILL", main)
+        until(lambda: show("NRestarts") == "1" and show("ActiveState") == "active", "a restart", systemd.story)
+        job = asked.wait(asked.submit("/srv/own.mp4")["id"], PATIENCE)
+        assert job["state"] == "done" and job["frames"] == 170, job
+    until(lambda: "1 done" in show("StatusText"), "STATUS", systemd.story)
+    assert "it says: idle" in user("status")
+    assert "done: remove" in user("uninstall", "--yes")
+    assert show("LoadState") == "not-found" and "not installed" in user("status", check=False)
