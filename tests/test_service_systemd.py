@@ -35,7 +35,7 @@ MANAGER = f"""
 Type=notify
 Delegate=yes
 Environment=XDG_RUNTIME_DIR=/run/user/0 XDG_CONFIG_HOME=/srv/user SYSTEMD_UNIT_PATH=/srv/user/systemd/user:{UNITS}
-ExecStart={SYSTEMD} --user --unit=test.target
+ExecStart={SYSTEMD} --user --unit=default.target
 """
 JOURNAL = ("systemd-journald.service", "systemd-journald.socket")
 
@@ -136,6 +136,7 @@ def boot(folder: Path) -> Iterator[Booted]:
     if any(PROGRAM.is_relative_to(place) for place in ("/tmp", "/var/tmp", "/run", "/srv")):
         pytest.skip(f"{PROGRAM}: a system's service does not see this folder")
     group = Path(tempfile.mkdtemp(prefix="poseward-test-", dir=cgroups))
+    group.chmod(0o755)  # the service's user looks at it too
     log = folder / "systemd.log"
     own = folder / "own"
     own.mkdir()
