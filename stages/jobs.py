@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -97,3 +98,6 @@ class StageEvent(JobEvent):
     state: str
     message: str
     fraction: float | None = None
+    report: Mapping[str, Any] | None = None
+    """Of a death: everything that is known, see `stages.telling.report_map`. Otherwise the ``job`` and ``frame``
+    that this is about, where it is about one."""

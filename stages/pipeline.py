@@ -81,6 +81,7 @@ class Pipeline:
         self._skips_since_open: dict[str, int] = {}
         self._opened_circuits: dict[str, int] = {}
         self._last_commit = time.monotonic()
+        self._worked = dict.fromkeys(STAGES, (0, 0.0))
         self._closed = False
 
     # -- what the owner calls ----------------------------------------------------------------------
@@ -122,7 +123,8 @@ class Pipeline:
 
     def status(self) -> dict[str, Any]:
         """Everything about processes and jobs that a person or a program may ask for; ``memory`` is the running
-        record of `supervisor.history.MemoryHistory.data`."""
+        record of `supervisor.history.MemoryHistory.data`, ``worked`` the frames that each stage has done since the
+        start (those done again after a crash count again) and the seconds that it was busy with them."""
         return {
             "epoch": self._epoch,
             "processes": self._supervisor.states(),
@@ -130,6 +132,7 @@ class Pipeline:
             "jobs": {a.job.id: a.progress() for a in self._active.values()},
             "queued": [job.id for job in self._queue],
             "memory": self._supervisor.history(),
+            "worked": dict(self._worked),
         }
 
     def close(self) -> None:
@@ -270,7 +273,10 @@ class Pipeline:
                 continue
             active.skipped.setdefault(stage, {})[frame] = f"{report.kind.value}: {report.reason}"
             self._skips_since_open[stage] = self._skips_since_open.get(stage, 0) + 1
-            self._tell(stage, "skipping", f"frame {frame} of {active.job.id}: {report.reason}")
+            self._tell(
+                stage, "skipping", f"frame {frame} of {active.job.id}: {report.reason}",
+                {"job": active.job.id, "frame": frame},
+            )  # fmt: skip
             self._tell_suspects(active, stage)
 
     # -- what the supervisor says ------------------------------------------------------------------
@@ -279,7 +285,7 @@ class Pipeline:
         if isinstance(event, ev.Message):
             self._on_message(stage_of(event.name), event.kind, event.payload)
             return
-        if (told := in_words(event)) is not None:
+        if (told := in_words(event, {number: a.job.id for number, a in self._active.items()})) is not None:
             self._on_event(told)
         if isinstance(event, ev.Ready):
             self._on_ready(event.name)
@@ -312,7 +318,7 @@ class Pipeline:
         if active is None:
             return
         if kind == "worked":
-            active.worked(stage, int(payload["count"]), float(payload["seconds"]))
+            self._count(active, stage, int(payload["count"]), float(payload["seconds"]))
         elif kind == "opened":
             self._on_opened(active, payload["info"])
         elif kind == "resumed":
@@ -356,7 +362,7 @@ class Pipeline:
     def _on_committed(self, active: Active, payload: dict[str, Any]) -> None:
         active.next_frame = int(payload["next"])
         active.replays = 0
-        active.worked("track", 1, float(payload["seconds"]))
+        self._count(active, "track", 1, float(payload["seconds"]))
         self._last_commit = time.monotonic()
         self._opened_circuits.clear()
         self._send("decode", "commit", {"job": active.number, "next": active.next_frame})
@@ -389,5 +395,10 @@ class Pipeline:
         )
         return True
 
-    def _tell(self, stage: str, state: str, message: str) -> None:
-        self._on_event(StageEvent("", stage, state, message))
+    def _count(self, active: Active, stage: str, frames: int, seconds: float) -> None:
+        active.worked(stage, frames, seconds)
+        before = self._worked[stage]
+        self._worked[stage] = (before[0] + frames, before[1] + seconds)
+
+    def _tell(self, stage: str, state: str, message: str, about: dict[str, Any] | None = None) -> None:
+        self._on_event(StageEvent("", stage, state, message, report=about))

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from stages.jobs import StageEvent
 from supervisor import events as ev
 
 
-def in_words(event: ev.Event) -> StageEvent | None:
-    """The `StageEvent` that tells a person of this event; None where there is nothing to tell."""
+def in_words(event: ev.Event, jobs: Mapping[int, str]) -> StageEvent | None:
+    """The `StageEvent` that tells a person of this event; None where there is nothing to tell. ``jobs`` maps the
+    numbers by which processes know the jobs in work to their ids."""
 
-    def told(state: str, message: str, fraction: float | None = None) -> StageEvent:
-        return StageEvent("", event.name, state, message, fraction)
+    def told(state: str, message: str, fraction: float | None = None, **more: Any) -> StageEvent:
+        return StageEvent("", event.name, state, message, fraction, **more)
 
     if isinstance(event, ev.Ready):
         return told("ready", f"ready after {event.startup_seconds:.1f} s")
     if isinstance(event, ev.Died):
         again = "" if event.restart_in is None else f"; again in {event.restart_in:.1f} s"
-        return told("died", f"{event.exit.kind.value}: {event.exit.reason}{again}")
+        report = report_map(event.exit, jobs)
+        return told("died", f"{event.exit.kind.value}: {event.exit.reason}{again}", report=report)
     if isinstance(event, ev.CircuitOpened):
         return told("circuit open", f"{event.exit.reason}; next try in {event.retry_in:.0f} s")
     if isinstance(event, ev.Failed):
@@ -29,3 +34,21 @@ def in_words(event: ev.Event) -> StageEvent | None:
     if isinstance(event, ev.Output):
         return told("output", event.line)
     return None
+
+
+def report_map(report: ev.ExitReport, jobs: Mapping[int, str]) -> dict[str, Any]:
+    """A death for logs: what kind, in which phase, the last words (``stderr``), the ``traceback`` of an exception,
+    the ``stack_dump`` of a crash or a hang, and the ``work`` it had begun, as pairs of job id and frame."""
+    work = (report.activity or {}).get("work", ())
+    return {
+        "kind": report.kind.value,
+        "phase": report.phase,
+        "pid": report.pid,
+        "code": report.code,
+        "signal": report.signal,
+        "lifetime": round(report.lifetime, 3),
+        "work": [(jobs.get(int(job), str(job)), int(frame)) for job, frame in work],
+        "traceback": report.traceback,
+        "stack_dump": report.stack_dump,
+        "stderr": list(report.stderr_tail),
+    }
