@@ -205,7 +205,7 @@ class Decode:
         """Step over a frame that kills the decoder: decoding starts anew behind it."""
         frame = reading.next_frame
         reading.frames = reading.source.frames(frame + 1)
-        return Decoded(index=frame, time=frame / (reading.source.info.fps or 1.0), image=None, failure=reason)
+        return Decoded(index=frame, time=reading.source.time_of(frame), image=None, failure=reason)
 
     def _end(self, reading: Reading) -> None:
         reading.ended = True

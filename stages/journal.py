@@ -154,14 +154,27 @@ class Journal:
         self._prune()
 
     def latest_snapshot(self) -> tuple[int, bytes] | None:
-        """The newest snapshot that is whole and from which the journal goes on: (frame, state), or None."""
-        segments = self._paths(_SEGMENT)
-        first = _number(segments[0]) if segments else 0
+        """The newest of `snapshots`, or None."""
+        return next(self.snapshots(), None)
+
+    def snapshots(self) -> Iterator[tuple[int, bytes]]:
+        """Those that are whole and from which the journal goes on, newest first: (frame, state)."""
         for path in reversed(self._paths(_SNAPSHOT)):
             state = _state(path)
-            if state is not None and first <= _number(path) <= self.next_frame:
-                return _number(path), state
-        return None
+            if state is not None and self.first_frame <= _number(path) <= self.next_frame:
+                yield _number(path), state
+
+    @property
+    def first_frame(self) -> int:
+        """The first frame that the journal still holds, or would: frames before the older snapshot are gone."""
+        segments = self._paths(_SEGMENT)
+        return _number(segments[0]) if segments else 0
+
+    def discard_snapshots(self, frame: int) -> None:
+        """Remove the snapshots behind ``frame``: their reader cannot use them."""
+        for path in self._paths(_SNAPSHOT):
+            if _number(path) > frame:
+                path.unlink()
 
     def sync(self) -> None:
         """Force what was appended to the disk."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 
 from stages.protocols import Backend
@@ -47,6 +49,18 @@ def slot_bytes(settings: PipelineSettings) -> int:
     return min(settings.max_pixels * 3, settings.ring_mb * MEGABYTE // settings.slots)
 
 
+def code_roots(backend: str) -> tuple[str, ...]:
+    """Where code lies whose change a restart would bring in: Poseward's packages, and the backend's own folder
+    where that is another module. Not what happens to lie beside them, such as tests, jobs or environments."""
+    roots = [os.path.join(HOUSE, package) for package in ("daemon", "stages", "supervisor")]
+    module = sys.modules.get(backend)
+    if module is not None and module.__file__ is not None and "." in backend:
+        # find_backend has imported it. Its file alone if it stands in no package: beside it is anybody's.
+        file = Path(module.__file__).absolute()
+        roots.append(str(file.parent if module.__package__ else file))
+    return tuple(roots)
+
+
 def build_specs(settings: PipelineSettings, backend: Backend, ring: Ring, runtime: Path) -> list[ProcessSpec]:
     """One spec for each stage process, last stage first: every pipe's receiver binds before it is fed."""
     pipes = {
@@ -54,6 +68,7 @@ def build_specs(settings: PipelineSettings, backend: Backend, ring: Ring, runtim
         for stage in STAGES
         if stage != "decode"
     }
+    roots = code_roots(settings.backend)
     specs = []
     for number, stage in reversed(list(enumerate(STAGES))):
         own = settings.stage(stage)
@@ -90,7 +105,7 @@ def build_specs(settings: PipelineSettings, backend: Backend, ring: Ring, runtim
                     },
                     nice=own.nice,
                     fds=(ring.fd,),
-                    code_roots=(HOUSE,),
+                    code_roots=roots,
                     deadlines=settings.deadlines,
                     restart=settings.restart,
                     memory=MemoryLimits(

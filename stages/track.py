@@ -8,10 +8,12 @@ journal's tail again.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +39,15 @@ from supervisor.child import Link
 RESULTS_NAME = "frames.msgpack"
 """Name of the growing results file in a job's work folder."""
 
+SNAPSHOT_LAYOUT = 1
+"""Raise it whenever a snapshot would be misread by the code that follows. Others are left out, and what they
+held is folded again from the journal."""
+
 Message = FrameMessage | EndMessage
+
+
+class SnapshotError(Exception):
+    """A snapshot that this version or backend did not write."""
 
 
 def main(link: Link, values: Mapping[str, Any]) -> None:
@@ -80,25 +90,60 @@ class Fold:
     ) -> None:
         width, height, fps = int(info["width"]), int(info["height"]), float(info["fps"])
         options = config.options
+        self._folder = folder
+        self._backend = backend
         self._every = config.snapshot_every
         self._skipped = skipped
         self._doing = doing
         self._tally = Tally()
         self.journal = Journal.open(folder)
-        self._tracker: Tracker = backend.tracker(options, width, height, fps)
-        results = folder / RESULTS_NAME
-        snapshot = self.journal.latest_snapshot()
-        start = 0
-        if snapshot is None:
-            self._writer = ResultWriter.create(results, backend.header(options, width, height, fps))
-            # A snapshot before the first frame: from now on there is one way of restoring only.
-            self._snapshot(0)
-        else:
-            start, state = snapshot
-            self._writer = ResultWriter.resume(results, self._restore(state))
+        self._new_tracker = partial(backend.tracker, options, width, height, fps)
+        self._tracker: Tracker
+        self._writer: ResultWriter
+        try:
+            start = self._resume()
+            if start is None:
+                start = 0
+                self._tracker = self._new_tracker()
+                header = backend.header(options, width, height, fps)
+                self._writer = ResultWriter.create(folder / RESULTS_NAME, header)
+                self.journal.discard_snapshots(-1)
+                # A snapshot before the first frame: from now on there is one way of restoring only.
+                self._snapshot(0)
+        except BaseException:
+            self.journal.close()  # its lock would keep out whoever tries again
+            raise
         for frame, payload in self.journal.read(start):
             with doing(frame):
                 self._fold(frame, payload)
+
+    def _resume(self) -> int | None:
+        """Restore the newest snapshot that can be used, and cut the results file back to what it was then.
+
+        Returns:
+            The frame to fold on from; None where everything has to be folded from the first frame on.
+
+        Raises:
+            JournalError: no snapshot can be used, and the journal no longer goes back to the first frame.
+        """
+        why = ""
+        for frame, data in self.journal.snapshots():
+            try:
+                self._writer = ResultWriter.resume(self._folder / RESULTS_NAME, self._restore(data))
+            except MemoryError:
+                raise
+            except Exception as error:  # noqa: BLE001 - a tracker of another version may refuse in any way
+                why = why or f"{type(error).__name__}: {error}"
+                print(f"{self._folder}: the snapshot at frame {frame} is left out: {error}", file=sys.stderr)
+                continue
+            self.journal.discard_snapshots(frame)
+            return frame
+        if self.journal.first_frame > 0:
+            raise JournalError(
+                f"{self._folder}: no snapshot there can be used ({why}), and the journal no longer goes back to the "
+                "first frame; finish the job with the version that began it, or begin anew (--fresh)"
+            )
+        return None
 
     @property
     def next_frame(self) -> int:
@@ -149,12 +194,16 @@ class Fold:
     def _write(self, records: list[FrameRecord]) -> None:
         for record in records:
             record.failed = self._tally.failures.get(record.frame, record.failed)
+            if record.failed is not None:
+                record.tracks = []  # even where the tracker knows who must have been there: see encode_record
             self._tally.people += len(record.tracks)
             self._tally.ids.update(track.id for track in record.tracks)
             self._writer.append(record)
 
     def _snapshot(self, frame: int) -> None:
         state = {
+            "layout": SNAPSHOT_LAYOUT,
+            "backend": self._backend.name,
             "tracker": self._tracker.snapshot(),
             "offset": self._writer.offset,
             "people": self._tally.people,
@@ -164,7 +213,18 @@ class Fold:
         self.journal.snapshot(frame, pack_value(state))
 
     def _restore(self, data: bytes) -> int:
+        """Take over a snapshot; returns the length of the results file then.
+
+        Raises:
+            SnapshotError: it is of another layout or backend.
+        """
         state = unpack_value(data)
+        written = (state.get("layout"), state.get("backend"))
+        if written != (SNAPSHOT_LAYOUT, self._backend.name):
+            raise SnapshotError(
+                f"it is of layout {written[0]} and backend {written[1]}, not {SNAPSHOT_LAYOUT} and {self._backend.name}"
+            )
+        self._tracker = self._new_tracker()
         self._tracker.restore(bytes(state["tracker"]))
         failures = {int(n): Failure(stage, reason) for n, stage, reason in state["failures"]}
         self._tally = Tally(int(state["people"]), set(state["ids"]), failures)

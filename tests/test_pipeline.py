@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import signal
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 import psutil
@@ -13,6 +14,7 @@ import pytest
 from stages.jobs import JobDone, JobFailed
 from stages.results import read_results
 from stages.settings import StageSettings
+from tests.clips import write_clip
 from tests.harness import FAST, Run, descendants, results_of, write_squares
 
 FRAMES = 60
@@ -127,6 +129,18 @@ def test_a_poisonous_frame_is_skipped_by_name_and_the_others_get_through(
     assert [record.frame for record in records] == list(range(FRAMES))
     assert [record.frame for record in records if record.failed] == [14]
     assert [len(record.tracks) for record in records if not record.failed] == [2] * (FRAMES - 1)
+
+
+def test_a_frame_that_decode_skips_keeps_its_own_time(tmp_path: Path) -> None:
+    stamps = [0, 1, 5, 6, 14, 15, 16, 30, 31, 40, 41, 42, 50, 60, 61, 62, 70, 71, 90, 100]
+    varying = write_clip(tmp_path / "varying.mp4", len(stamps), stamps=stamps, time_base=Fraction(1, 100))
+    with Run(faults=("decode:kill@7xalways",)) as run:
+        run.work(varying, tmp_path)
+        done = run.finish()
+    assert isinstance(done, JobDone), run.story()
+    assert [frame for frame, _ in done.outcome.failed_frames] == [7]
+    with read_results(tmp_path / "frames.msgpack") as results:
+        assert [record.time for record in results] == pytest.approx([stamp / 100 for stamp in stamps])
 
 
 def test_too_many_failed_frames_fail_the_job_and_the_next_one_runs(clip: Path, tmp_path: Path) -> None:

@@ -63,6 +63,10 @@ class Source(Protocol):
         time: a new one ends the one before."""
         ...
 
+    def time_of(self, frame: int) -> float:
+        """The ``time`` that ``frame`` has or would have, without decoding it; nominal where only decoding tells."""
+        ...
+
     def close(self) -> None: ...
 
 

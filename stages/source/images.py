@@ -77,7 +77,7 @@ class ImageSource:
 
     def frames(self, start: int = 0) -> Iterator[Decoded]:
         for index in range(start, len(self._files)):
-            file, time = self._files[index], index / self.info.fps if self.info.fps else 0.0
+            file, time = self._files[index], self.time_of(index)
             try:
                 image = read_image(file, self._max_pixels)
             except SourceError as error:
@@ -88,6 +88,9 @@ class ImageSource:
                 yield Decoded(index, time, None, f"{file.name} is {size}; images of another size are left out")
                 continue
             yield Decoded(index, time, image)
+
+    def time_of(self, frame: int) -> float:
+        return frame / self.info.fps if self.info.fps else 0.0
 
     def close(self) -> None:
         pass

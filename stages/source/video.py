@@ -111,6 +111,12 @@ class VideoSource:
         self.close()
         return self._by_time(start) if self._exact else self._by_count(start)
 
+    def time_of(self, frame: int) -> float:
+        number = frame + self._index.first
+        if self._exact and number < self._index.end:
+            return self._time(number)
+        return frame / self.info.fps
+
     def close(self) -> None:
         if self._running is not None:
             self._running.close()
