@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from daemon.client import Client
-from daemon.service.units import NAME
+from daemon.service.units import NAME, Unit, render
 from tests.daemons import FAST
 from tests.harness import write_squares
 
@@ -354,3 +354,37 @@ def test_a_users_own_service(systemd: Booted) -> None:
     assert "it says: idle" in user("status")
     assert "done: remove" in user("uninstall", "--yes")
     assert show("LoadState") == "not-found" and "not installed" in user("status", check=False)
+
+
+def test_awkward_names_arrive_as_they_are(systemd: Booted) -> None:
+    """systemd itself undoes the escaping: the program gets every word, and may write every folder."""
+    words = [
+        "two words",
+        "100%h %%",
+        "$HOME ${HOME} $$",
+        "it's",
+        'a "quoted" word',
+        "back\\slash \\n",
+        "ä ö",
+        "",
+        ";",
+        "#x",
+    ]
+    folders = [Path("/srv/names") / name for name in ("two words", "100%h", "$HOME", "it's", "ä ö", "#x; y")]
+    for folder in folders:
+        systemd.path(str(folder)).mkdir(parents=True)
+    systemd.path("/srv/echo.py").write_text(
+        "import json, os, sys\n"
+        f"for folder in {[str(folder) for folder in folders]!r}: open(folder + '/written', 'w').close()\n"
+        "open(os.getcwd() + '/echo.json', 'w').write(json.dumps([sys.argv[1:], os.environ['POSEWARD_A__B']]))\n"
+    )
+    unit = Unit(
+        user_unit=False, command=[sys.executable, "/srv/echo.py", *words], working=folders[0], user="root",
+        group="root", environment=[("POSEWARD_A__B", "\n".join(words).replace("\n", " "))], writable=folders,
+        mounts=folders,
+    )  # fmt: skip
+    systemd.path(f"{UNITS}/echo.service").write_text(render(unit).replace("Type=notify", "Type=oneshot"))
+    systemd.run("systemctl", "start", "echo.service")
+    said = json.loads(systemd.path(str(folders[0] / "echo.json")).read_text())
+    assert said == [words, " ".join(words)]
+    assert all(systemd.path(str(folder / "written")).exists() for folder in folders)
