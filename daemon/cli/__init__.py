@@ -11,6 +11,20 @@ import click
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "run": ("daemon.cli.run:run", "Turn videos into tracked 3D body meshes."),
     "serve": ("daemon.cli.serve:serve", "Run as a service: drop folder, API, job store."),
+    "submit": ("daemon.cli.jobs:submit", "Give videos to the running daemon."),
+    "status": ("daemon.cli.jobs:status", "Show jobs, newest first, or one job in detail."),
+    "wait": ("daemon.cli.jobs:wait", "Wait until jobs have ended, and show how they go."),
+    "cancel": ("daemon.cli.jobs:cancel", "Cancel jobs that are queued or running."),
+    "retry": ("daemon.cli.jobs:retry", "Queue failed or cancelled jobs again."),
+    "results": ("daemon.cli.jobs:results", "Show the results of a job that is done, and fetch them."),
+    "top": ("daemon.cli.top:top", "Watch the running daemon: stages, jobs, memory."),
+    "health": ("daemon.cli.health:health", "Say whether the running daemon is well."),
+    "events": ("daemon.cli.events:events", "Print what happens in the running daemon, as it happens."),
+    "logs": ("daemon.cli.logs:logs", "Show the daemon's log: one job's story across all processes, or all of it."),
+    "reset": ("daemon.cli.health:reset", "Start a stage that has given up."),
+    "reload": ("daemon.cli.health:reload", "Restart stages with the code that is on disk now."),
+    "drain": ("daemon.cli.health:drain", "Begin no more jobs; what runs is finished."),
+    "keys": ("daemon.cli.keys:keys", "Make keys for a daemon that is reached over the network."),
     "inspect": ("daemon.cli.inspect:inspect", "Show what stands in a results folder."),
     "export": ("daemon.cli.export:export", "Make an overlay video, a mesh file, … of finished results."),
     "models": ("daemon.cli.models:models", "Fetch and list the files of the models."),
@@ -20,6 +34,12 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "demo-clip": ("daemon.cli.demo:demo_clip", "Make the clip that `make demo` uses."),
 }
 """Where each command is, and its line of help (as in the command itself: a test holds them together)."""
+SECTIONS: Mapping[str, tuple[str, ...]] = {
+    "Videos, here and now": ("run", "inspect", "export", "demo-clip"),
+    "Jobs of a running daemon": ("submit", "status", "wait", "cancel", "retry", "results"),
+    "The daemon": ("serve", "top", "health", "events", "logs", "reset", "reload", "drain", "service"),
+}
+"""How `poseward --help` groups the commands; the others stand below "This machine"."""
 
 
 class LazyGroup(click.Group):
@@ -48,8 +68,12 @@ class LazyGroup(click.Group):
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+        named = {name for names in SECTIONS.values() for name in names}
+        rest = tuple(name for name in COMMANDS if name not in named)
+        width = max(map(len, COMMANDS))
+        for title, names in {**SECTIONS, "This machine": rest}.items():
+            with formatter.section(title):
+                formatter.write_dl([(name.ljust(width), COMMANDS[name][1]) for name in names if name in COMMANDS])
 
 
 @click.group(
@@ -63,6 +87,12 @@ Examples:
   poseward run --resume clip.mp4               go on after Ctrl-C or a crash
   poseward inspect results/clip                what was found
   poseward config show                         every setting and where it comes from
+
+\b
+With a daemon that keeps its models warm:
+  poseward serve                               or as a service: poseward service install
+  poseward submit --wait *.mp4                 from any other terminal
+  poseward top                                 a live screen of stages, jobs and memory
 
 `poseward COMMAND --help` explains each command.""",
 )

@@ -1,0 +1,262 @@
+"""``poseward health``, ``reset``, ``reload`` and ``drain``: how the daemon is, and what an operator does about it."""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+from daemon.cli.connect import LONG_PATIENCE, UNDER_WAY, Connection, connected, console, print_json
+from daemon.cli.options import as_json
+
+PROBLEMS = 1
+EVERY = 0.5
+PAST = re.compile(r"\d\d:\d\d:\d\d ")
+"""What begins with a time of day has happened and been dealt with: it is told, and is no problem any more."""
+
+
+@click.command(
+    epilog="""\b
+A stage that crashed and was restarted is told below "happened"; it is no problem any more.
+
+\b
+Examples:
+  poseward health
+  poseward health --json | jq .processes.mesh.state
+  poseward health >/dev/null || alert           in a script
+
+\b
+Exit codes: 0 well; 1 problems, or the stages are not ready yet; 2 no answer."""
+)
+@as_json()
+@connected
+def health(json_output: bool, connection: Connection) -> None:
+    """Say whether the running daemon is well."""
+    with connection.client() as client:
+        found = client.health()
+    if json_output:
+        print_json(found)
+    else:
+        _print(found)
+    sys.exit(PROBLEMS if problems(found) or not found["ready"] else 0)
+
+
+def problems(found: Mapping[str, Any]) -> list[str]:
+    """What is wrong now."""
+    return [text for text in found["problems"] if not PAST.match(text)]
+
+
+def happened(found: Mapping[str, Any]) -> list[str]:
+    """What went wrong and was dealt with, oldest first."""
+    return [text for text in found["problems"] if PAST.match(text)]
+
+
+def processes(found: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """The daemon's processes in the order in which a frame passes them."""
+    from stages.settings import STAGES
+
+    return sorted(found["processes"].items(), key=lambda item: (STAGES.index(item[1]["stage"]), item[0]))
+
+
+def verdict(found: Mapping[str, Any]) -> tuple[str, str]:
+    """The daemon's state in a few words, and their colour."""
+    if wrong := problems(found):
+        return f"{len(wrong)} problem{'s' if len(wrong) > 1 else ''}", "bold red"
+    if not found["ready"]:
+        waiting = [name for name, process in processes(found) if process["state"] != "ready"]
+        return f"not ready: {', '.join(waiting)}", "bold yellow"
+    return ("draining", "bold yellow") if found["draining"] else ("well", "bold green")
+
+
+def _print(found: Mapping[str, Any]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    from daemon.cli.jobs_view import counts_line
+    from daemon.cli.words import age_text, bar, level_style, size_text
+
+    screen = console()
+    text, style = verdict(found)
+    screen.print(Text.assemble(
+        ("poseward ", "bold"), found["poseward"], ": ", (text, style),
+        (f"   up {age_text(found['uptime'])}, backend {found['backend']}", "dim"),
+    ))  # fmt: skip
+    screen.print(_table(found))
+    facts = Table.grid(padding=(0, 2))
+    facts.add_column(style="dim", no_wrap=True)
+    facts.add_column(overflow="fold")
+    memory = found["memory"]
+    levels = [("memory", memory["total"], memory["available"], "")]
+    levels += [(f"GPU {gpu['index']}", gpu["total"], gpu["free"], f"  {gpu['name']}") for gpu in memory["device"]]
+    for label, total, free, note in levels:
+        used = total - free
+        part = used / total if total else 0.0
+        facts.add_row(label, Text.assemble(
+            bar(part, 24, level_style(part)), f" {size_text(used)} of {size_text(total)} in use{note}"
+        ))  # fmt: skip
+    facts.add_row("jobs", counts_line(found["queue"]))
+    facts.add_row("requests", found["api"]["requests"])
+    facts.add_row("events", found["api"]["events"])
+    if found["drop"] is not None:
+        facts.add_row("drop folder", ", ".join(f"{key} {value}" for key, value in found["drop"].items()))
+    if found["draining"]:
+        facts.add_row("draining", "no job is begun: `poseward drain --off` ends that")
+    screen.print(facts)
+    for label, texts, colour in (("problems", problems(found), "red"), ("happened", happened(found), "dim")):
+        if texts:
+            screen.print(f"\n{label}", style="bold")
+        for line in texts:
+            screen.print(Text(f"  {line}{way_out(line)}", style=colour))
+
+
+def way_out(problem: str) -> str:
+    """What to do about a problem that does not say so itself."""
+    name, _, rest = problem.partition(": ")
+    if rest.startswith(("failed", "open circuit")):
+        return f"; when its cause is gone: `poseward reset {name.partition('-')[0]}`"
+    return ""
+
+
+def _table(found: Mapping[str, Any]) -> Any:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    from daemon.cli.words import size_text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("stage", no_wrap=True, style="bold")
+    table.add_column("state")
+    table.add_column("pid", justify="right", no_wrap=True)
+    table.add_column("memory", justify="right", no_wrap=True)
+    table.add_column("device", no_wrap=True)
+    table.add_column("code", no_wrap=True)
+    table.add_column("restarts", justify="right", no_wrap=True)
+    table.add_column("last exit", overflow="fold", style="dim")
+    for name, process in processes(found):
+        device = process["device"] or ""
+        if process["device_used"] is not None:
+            device += f" {size_text(process['device_used'])}"
+        code = Text((process["fingerprint"] or "")[:8], style="dim")
+        if process["stale"]:
+            code.append(" stale", style="bold yellow")
+        table.add_row(
+            name,
+            process_state(process),
+            str(process["pid"] or "-"),
+            size_text(process["rss"] or None),
+            device,
+            code,
+            str(process["restarts"]),
+            exit_text(process),
+        )
+    return table
+
+
+def process_state(process: Mapping[str, Any]) -> Any:
+    """State, with how far it is or why, while it is not ready."""
+    from daemon.cli.words import state_text
+
+    text = state_text(process["state"])
+    if process["state"] != "ready":
+        if process["fraction"] is not None:
+            text.append(f" {100 * process['fraction']:.0f} %")
+        if process["detail"]:
+            text.append(f" {process['detail']}", style="dim")
+    return text
+
+
+def exit_text(process: Mapping[str, Any]) -> str:
+    """How the process last ended, or nothing."""
+    last = process["last_exit"]
+    return "" if last is None else f"{last['kind']}: {last['reason']}"
+
+
+@click.command(
+    epilog="""\b
+A stage gives up when the same failure comes back at once each time (its circuit is open), or when its
+configuration is wrong. Finished frames stay finished.
+
+\b
+Example: poseward reset mesh
+
+\b
+Exit codes: 0; 2 no such stage, or no daemon."""
+)
+@click.argument("stage", metavar="STAGE")
+@connected
+def reset(stage: str, connection: Connection) -> None:
+    """Start a stage that has given up."""
+    with connection.client() as client:
+        client.reset(stage)
+    click.echo(f"{stage}: started anew; `poseward health` says how it fares")
+
+
+@click.command(
+    epilog="""\b
+One stage after the other, each when the ones before are ready again; what they had in work is done again and
+nothing is lost or doubled. `poseward health` says which code is stale.
+
+\b
+Examples:
+  poseward reload mesh
+  poseward reload                 all of them
+
+\b
+Exit codes: 0; 2 no such stage, or no daemon."""
+)
+@click.argument("stage", required=False, metavar="[STAGE]")
+@connected
+def reload(stage: str | None, connection: Connection) -> None:
+    """Restart stages with the code that is on disk now."""
+    with connection.client() as client:
+        client.reload(stage)
+    click.echo(f"{stage or 'all stages'}: restarting; `poseward health` says how they fare")
+
+
+@click.command(
+    epilog="""\b
+Before an upgrade, or to let the machine rest. New jobs are refused, queued ones stay queued, and a restart of
+the daemon ends it too.
+
+\b
+Examples:
+  poseward drain --wait           returns when nothing runs any more
+  poseward drain --off            go on
+
+\b
+Exit codes: 0; 2 no daemon; 3 something still runs after --timeout; 130 Ctrl-C while waiting."""
+)
+@click.option("--off", is_flag=True, help="Begin jobs again.")
+@click.option("--wait", "waiting", is_flag=True, help="Wait until nothing runs.")
+@click.option("--timeout", type=click.FloatRange(min=0), metavar="SECONDS", help="Wait no longer than that.")
+@connected
+def drain(off: bool, waiting: bool, timeout: float | None, connection: Connection) -> None:
+    """Begin no more jobs; what runs is finished."""
+    if off and waiting:
+        raise click.UsageError("--off and --wait exclude each other")
+    with connection.client() as client:
+        client.drain(not off)
+        running = len(client.health()["jobs"])
+    if off:
+        click.echo("jobs are begun again")
+        return
+    click.echo(f"draining; {running} running" + ("" if waiting or not running else ": --wait waits for them"))
+    if not waiting:
+        return
+    until = None if timeout is None else time.monotonic() + timeout
+    try:
+        with connection.client(LONG_PATIENCE) as client:
+            while client.list(["running"], limit=1)["jobs"]:
+                if until is not None and time.monotonic() >= until:
+                    click.echo(f"still running after {timeout:g} s: `poseward status --state running`", err=True)
+                    sys.exit(3)
+                time.sleep(EVERY)
+    except KeyboardInterrupt:
+        click.echo("not waiting any more; it is still draining: `poseward drain --off` ends that", err=True)
+        sys.exit(UNDER_WAY)
+    click.echo("nothing runs any more")

@@ -1,0 +1,213 @@
+"""What ``poseward top`` has seen, and the screen made of it."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from daemon.cli.events import in_words
+from daemon.cli.health import exit_text, happened, problems, process_state, processes, verdict, way_out
+from daemon.cli.jobs_view import counts_line, frames_text, progress_text
+from daemon.cli.progress import Rate, clock_text
+from daemon.cli.words import age_text, bar, level_style, printable, remaining, short, size_text
+
+LINES = 8
+"""Events kept for the last part of the screen."""
+COUNTS = {"decode": "decoded", "detect": "detected", "mesh": "meshed", "track": "committed"}
+"""Which of a job's counts tells what a stage has done."""
+NEWS = ("died", "failed", "circuit open", "waiting", "ready", "corrupt message", "stalled", "skipping")
+"""States of a stage that are worth a line; loading and warming are seen in the table."""
+
+
+@dataclass
+class Watched:
+    """What has been seen of one daemon. ``clock`` is monotonic, in seconds."""
+
+    address: str
+    clock: Callable[[], float] = time.monotonic
+    health: Mapping[str, Any] | None = None
+    seen: float | None = None
+    """When the last answer came."""
+    silence: str = ""
+    """Why there is none now, and since when."""
+    rates: dict[tuple[str, str], Rate] = field(default_factory=dict)
+    events: deque[str] = field(default_factory=lambda: deque(maxlen=LINES))
+
+    def answered(self, health: Mapping[str, Any]) -> None:
+        """The daemon's newest answer."""
+        if self.health is not None and self.health["daemon"] != health["daemon"]:
+            self.events.append(f"{_now()}  daemon  restarted")
+            self.rates.clear()
+        self.health, self.seen, self.silence = health, self.clock(), ""
+        running = {(job["id"], stage) for job in health["jobs"] for stage in COUNTS}
+        for gone in self.rates.keys() - running:
+            del self.rates[gone]
+        for job in health["jobs"]:
+            progress = job.get("progress")
+            if progress and progress["phase"] == "working":
+                for stage, count in COUNTS.items():
+                    self.rates.setdefault((job["id"], stage), Rate(self.clock)).update(progress[count])
+
+    def silent(self, reason: str) -> None:
+        """It did not answer."""
+        if not self.silence:
+            self.silence = f"no answer since {_now()}: {reason}"
+
+    def heard(self, topic: str, values: Mapping[str, Any]) -> None:
+        """An event of a stage or of the daemon."""
+        if topic.startswith("stage.") and values["state"] not in NEWS:
+            return
+        clock = time.strftime("%H:%M:%S", time.localtime(values["time"]))
+        self.events.append(f"{clock}  {in_words(topic, values)}")
+
+    def rate(self, stage: str) -> float | None:
+        """Frames a second that a stage did in the last seconds, over all jobs."""
+        found = [rate.per_second for (_, name), rate in self.rates.items() if name == stage]
+        known = [value for value in found if value is not None]
+        return sum(known) if known else None
+
+
+def screen(watched: Watched, height: int = 100) -> RenderableType:
+    """The whole screen; what does not fit into ``height`` lines is left away from the jobs and events."""
+    health = watched.health
+    if health is None:
+        return Group(
+            Text("poseward", style="bold"), Text(watched.silence or f"asking {watched.address} …"), _keys()
+        )
+    old = "dim" if watched.silence else ""
+    memory = _memory(health)
+    parts: list[RenderableType] = [_head(watched, health), memory, Text(""), _stages(watched, health), Text("")]
+    left = height - 8 - memory.row_count - len(health["processes"])
+    jobs = health["jobs"][: max(3, left // 2)]
+    parts.append(_queue(health, len(health["jobs"]) - len(jobs)))
+    if jobs:
+        parts += [_jobs(jobs), Text("")]
+    parts += _news(watched, health, max(2, left - len(jobs) - 2))
+    for part in parts if old else ():
+        if isinstance(part, Table):
+            part.style = old
+    return Group(*parts, _keys())
+
+
+def _head(watched: Watched, health: Mapping[str, Any]) -> RenderableType:
+    grid = Table.grid(expand=True)
+    grid.add_column(overflow="fold")
+    grid.add_column(justify="right", no_wrap=True)
+    text, style = verdict(health)
+    if watched.silence:
+        text, style = watched.silence, "bold red"
+    left = Text.assemble(("poseward ", "bold"), health["poseward"], "  ", (text, style))
+    right = f"{health['backend']}, up {age_text(health['uptime'])}  {_now()}"
+    grid.add_row(left, Text(right, style="dim"))
+    return grid
+
+
+def _memory(health: Mapping[str, Any]) -> Table:
+    grid = Table.grid(padding=(0, 1))
+    grid.add_column(no_wrap=True)
+    grid.add_column(no_wrap=True)
+    grid.add_column(justify="right", no_wrap=True)
+    grid.add_column(style="dim", overflow="ellipsis", no_wrap=True)
+    memory = health["memory"]
+    levels = [("host memory", memory["total"], memory["available"], "")]
+    levels += [(f"GPU {gpu['index']} memory", gpu["total"], gpu["free"], gpu["name"]) for gpu in memory["device"]]
+    for label, total, free, note in levels:
+        used = total - free
+        part = used / total if total else 0.0
+        amount = f"{size_text(used)} / {size_text(total)}"
+        grid.add_row(label, bar(part, 32, level_style(part)), amount, note)
+    return grid
+
+
+def _stages(watched: Watched, health: Mapping[str, Any]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, expand=True, padding=(0, 1))
+    table.add_column("stage", no_wrap=True, style="bold")
+    table.add_column("state", no_wrap=True, overflow="ellipsis", ratio=2, min_width=7)
+    for name in ("pid", "frames/s", "batch"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("memory", no_wrap=True)
+    table.add_column("GPU", justify="right", no_wrap=True)
+    table.add_column("restarts", justify="right", no_wrap=True)
+    table.add_column("last exit", no_wrap=True, overflow="ellipsis", ratio=3, style="dim")
+    listed = processes(health)
+    largest = max((process["peak_rss"] or process["rss"] for _, process in listed), default=0) or 1
+    told = set()
+    for name, process in listed:
+        stage = process["stage"]
+        rate = None if stage in told else watched.rate(stage)  # replicas share their stage's
+        told.add(stage)
+        state = process_state(process)
+        if process["stale"]:
+            state.append(" stale code", style="bold yellow")
+        batch = process["metrics"].get("batch")
+        table.add_row(
+            name,
+            state,
+            str(process["pid"] or "-"),
+            "-" if rate is None else f"{rate:.1f}",
+            "-" if batch is None else f"{batch:.0f}",
+            Text.assemble(bar(process["rss"] / largest, 8, "cyan"), f" {size_text(process['rss'] or None):>7}"),
+            size_text(process["device_used"]),
+            Text(str(process["restarts"]), style="bold yellow" if process["restarts"] else ""),
+            exit_text(process),
+        )
+    return table
+
+
+def _queue(health: Mapping[str, Any], hidden: int) -> Text:
+    text = Text.assemble(("jobs  ", "bold"), counts_line(health["queue"]))
+    if hidden > 0:
+        text.append(f" ({hidden} more running than fit here)", style="dim")
+    if health["draining"]:
+        text.append("  draining: none is begun", style="bold yellow")
+    return text
+
+
+def _jobs(jobs: list[Mapping[str, Any]]) -> Table:
+    grid = Table.grid(padding=(0, 2), expand=True)
+    grid.add_column(no_wrap=True, style="bold")
+    grid.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
+    grid.add_column(no_wrap=True)
+    for _ in range(3):
+        grid.add_column(justify="right", no_wrap=True)
+    for job in jobs:
+        progress = job.get("progress") or {}
+        rate = f"{progress['rate']:.1f}/s" if progress.get("rate") else "-/s"
+        grid.add_row(
+            f"  {short(job['id'])}",
+            printable(job["name"]),
+            progress_text(job, 28),
+            frames_text(job),
+            rate,
+            f"{clock_text(remaining(job))} left",
+        )
+    return grid
+
+
+def _news(watched: Watched, health: Mapping[str, Any], room: int) -> list[RenderableType]:
+    found: list[RenderableType] = [
+        Text(f"! {line}{way_out(line)}", style="bold red", no_wrap=True, overflow="ellipsis")
+        for line in problems(health)[:room]
+    ]
+    # The daemon remembers what happened before this screen was opened; since then, events say it.
+    lines = list(watched.events) or [line.replace(" ", "  ", 1) for line in happened(health)]
+    rest = max(0, room - len(found))
+    if lines and rest:
+        found += [Text(line, style="dim", no_wrap=True, overflow="ellipsis") for line in lines[-rest:]]
+    return found
+
+
+def _keys() -> Text:
+    return Text("Ctrl-C leaves", style="dim")
+
+
+def _now() -> str:
+    return time.strftime("%H:%M:%S")
