@@ -130,6 +130,8 @@ _RANGES: dict[str, Any] = {
     "results_gb": limits.Ge(0),
     "work_days": limits.Ge(0),
     "jobs_days": limits.Ge(0),
+    "logs_days": limits.Ge(0),
+    "log_mb": limits.Ge(0),
 }
 _CHOICES = {"daemon.log_level": ("debug", "info", "warning", "error")}
 _SINGLE = ("stages.decode.replicas", "stages.track.replicas")

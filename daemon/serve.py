@@ -18,7 +18,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from daemon import health, logs, summary
+from daemon import health, logs, summary, telling
 from daemon.addresses import addresses, state_folder
 from daemon.api.messages import MAX_BODY, VERSION
 from daemon.api.operations import Operations
@@ -310,19 +310,20 @@ class Service:
     def _on_event(self, event: JobEvent) -> None:
         if isinstance(event, StageEvent):
             known = {"stage": event.stage, "state": event.state, "message": event.message}
-            if event.state in ("died", "failed", "circuit open", "corrupt message", "stalled", "skipping"):
+            line = telling.stage_line(event)
+            if telling.is_problem(event):
                 self._problems.append(f"{time.strftime('%H:%M:%S')} {event.stage} {event.state}: {event.message}")
-                self._log.warning("stage", **known)
-            elif event.state == "output":
-                self._log.info("output", stage=event.stage, line=event.message)
+                self._log.warning("stage", **line)
             else:
-                self._log.info("stage", **known)
+                self._log.info("output" if event.state == "output" else "stage", **line)
             self._publish(f"stage.{event.stage}", {**known, "fraction": event.fraction})
         elif not self._images.on_event(event):
             self._scheduler.on_event(event)
 
     def _on_change(self, job: StoredJob) -> None:
         """A change in the store, from whatever thread."""
+        if (said := telling.job_line(job)) is not None:
+            self._log.info(said[0], **said[1])
         self._publish(f"job.{job.id}", {"job": self.job_map(job)})
         self._ring()
 

@@ -28,7 +28,11 @@ class DaemonSettings:
     log_level: str = "info"
     """Least important messages that are logged: debug, info, warning or error."""
     log_file: str = ""
-    """File to which JSON log lines are appended; empty: none."""
+    """File to which JSON log lines are appended; empty: logs/poseward.jsonl in the state folder for
+    `poseward serve`, none for `poseward run`."""
+    log_mb: int = 64
+    """Most that the log of `poseward serve` may take on disk, the files before the present one included; 0 is no
+    limit."""
 
 
 @dataclass(frozen=True)
@@ -92,11 +96,13 @@ class RetentionSettings:
     results_gb: float = 0.0
     """Above this sum of all results, the oldest are removed; 0 keeps them."""
     unfetched: bool = False
-    """Whether results that no client has fetched may be removed too."""
+    """Whether results that no client has fetched over the API may be removed too."""
     work_days: float = 30.0
     """Unfinished work of failed and cancelled jobs older than this is removed; 0 keeps it."""
     jobs_days: float = 0.0
-    """Entries of ended jobs older than this leave the job store; 0 keeps them."""
+    """Entries of ended jobs older than this leave the job store, once their folders are gone; 0 keeps them."""
+    logs_days: float = 0.0
+    """Log files that have been full for longer than this are removed; 0 keeps them as daemon.log_mb says."""
 
 
 @dataclass(frozen=True)

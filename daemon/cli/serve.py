@@ -37,18 +37,32 @@ Exit codes: 0 stopped; 1 a defect; 2 wrong configuration or a folder that cannot
 def serve(loaded: Loaded, verbose: bool) -> None:
     """Run as a service: drop folder, API, job store."""
     from daemon import logs
+    from daemon.cli.logs import where
 
     settings = loaded.settings.daemon
-    log = logs.configure("debug" if verbose else settings.log_level, None, settings.log_file or None)
+    path, kept, problem = where(loaded), None, ""
+    try:
+        kept = logs.RotatingFile(path, settings.log_mb << 20)
+    except OSError as error:
+        problem = f"{path}: {error.strerror}: this log is kept nowhere (daemon.log_file)"
+    logs.configure("debug" if verbose else settings.log_level, keep=kept)
     # Before anything heavy is imported: a daemon that hangs in an import has said so.
-    logs.get("daemon").info(
-        "starting", pid=os.getpid(), python=sys.executable, config=str(loaded.file or "defaults")
-    )
+    log = logs.get("daemon")
+    log.info("starting", pid=os.getpid(), python=sys.executable, config=str(loaded.file or "defaults"))
+    if problem:
+        log.warning("log", message=problem)
+    if crash := logs.watch_crashes(path.parent):
+        log.error("crashed", message="the daemon before this one crashed natively", stack_dump=crash)
     try:
         sys.exit(execute(loaded))
+    except ConfigError:
+        raise
+    except Exception:
+        log.exception("defect", message="the daemon ends; please report this")
+        raise
     finally:
-        if log is not None:
-            log.close()
+        if kept is not None:
+            kept.close()
 
 
 def execute(loaded: Loaded) -> int:
