@@ -78,7 +78,8 @@ class Worker:
     """The loop of one detect or mesh process.
 
     A batch holds up to as many frames as the controller allows; a frame under suspicion of having killed
-    the stage is worked on alone, and one that is to be skipped passes through marked as failed.
+    the stage is worked on alone, and one that is to be skipped passes through marked as failed. What was found in
+    the latest frames is kept: when they come again because another stage has died, it is sent again.
     """
 
     def __init__(self, link: Link, config: StageConfig, receiver: Receiver, ring: Ring, process: Process) -> None:
@@ -93,6 +94,8 @@ class Worker:
         self._inbox: deque[FrameMessage | EndMessage] = deque()
         self._isolated: set[tuple[int, int]] = set()
         self._skipped: dict[tuple[int, int], str] = {}
+        self._found: dict[tuple[int, int], FrameMessage] = {}
+        """By job and frame, oldest first: as many as can be in flight."""
 
     def run(self) -> None:
         self._loop.run(self._turn)
@@ -113,6 +116,7 @@ class Worker:
         elif kind == "drop":
             self._isolated = {key for key in self._isolated if key[0] != job}
             self._skipped = {key: why for key, why in self._skipped.items() if key[0] != job}
+            self._found = {key: message for key, message in self._found.items() if key[0] != job}
 
     def _new_epoch(self) -> None:
         self._inbox = deque(m for m in self._inbox if m.epoch >= self._loop.epoch)
@@ -142,6 +146,13 @@ class Worker:
             first.detections = first.people = None
             self._loop.send(pack(first))
             return
+        if self._is_found(first):
+            self._inbox.popleft()
+            found = self._found[first.job, first.frame]
+            found.epoch = first.epoch
+            self._loop.send(pack(found))
+            self._link.send("worked", {"job": first.job, "count": 1, "seconds": 0.0})
+            return
         batch = self._take_batch()
         frames: list[Frame] = []
         messages: list[FrameMessage] = []
@@ -155,6 +166,11 @@ class Worker:
         if messages:
             self._run_batch(frames, messages)
 
+    def _is_found(self, message: FrameMessage) -> bool:
+        """Whether this very frame, still in the same slot, was worked on in an earlier epoch."""
+        found = self._found.get((message.job, message.frame))
+        return found is not None and (found.slot, found.generation) == (message.slot, message.generation)
+
     def _take_batch(self) -> list[FrameMessage]:
         batch: list[FrameMessage] = []
         while self._inbox and len(batch) < self._batch.size:
@@ -163,7 +179,7 @@ class Worker:
                 break
             key = (message.job, message.frame)
             alone = key in self._isolated or key in self._skipped
-            if alone and batch:
+            if batch and (alone or self._is_found(message)):
                 break
             batch.append(message)
             self._inbox.popleft()
@@ -192,6 +208,9 @@ class Worker:
         for message in messages:
             if self._ring.check(message.slot, message.generation):
                 self._loop.send(CORRUPT if corrupt else pack(message))
+                self._found[message.job, message.frame] = message
+        while len(self._found) > self._ring.slots:
+            del self._found[next(iter(self._found))]
         self._report(messages, seconds)
 
     def _report(self, messages: Sequence[FrameMessage], seconds: float) -> None:

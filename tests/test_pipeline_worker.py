@@ -73,6 +73,7 @@ class Bench:
         self.into = Pipe()
         self.ring = Ring.create(8, 12)
         self.sizes: list[int] = []
+        self.generations: dict[int, int] = {}
         self.fits = fits
         config = Config(
             stage="mesh",
@@ -95,8 +96,14 @@ class Bench:
     def put(self, frames: range) -> None:
         for frame in frames:
             slot = frame % 8
-            generation = self.ring.write(slot, 1, frame, 0.0, np.zeros((2, 2, 3), np.uint8))
-            self.into.inside.append(pack(FrameMessage(0, 1, frame, 0.0, slot, generation, 2, 2)))
+            self.generations[frame] = self.ring.write(slot, 1, frame, 0.0, np.zeros((2, 2, 3), np.uint8))
+            self.emit(range(frame, frame + 1), 0)
+
+    def emit(self, frames: range, epoch: int) -> None:
+        """Frames that stand in the ring."""
+        for frame in frames:
+            message = FrameMessage(epoch, 1, frame, 0.0, frame % 8, self.generations[frame], 2, 2)
+            self.into.inside.append(pack(message))
 
     def work(self) -> None:
         while self.worker._loop.step(self.worker._turn):
@@ -153,4 +160,42 @@ def test_only_full_batches_let_it_grow_again() -> None:
         bench.put(range(start, start + 2))
         bench.work()
     assert bench.link.figures["batch"] == 3
+    bench.ring.close()
+
+
+def test_what_was_found_already_is_sent_again_without_work() -> None:
+    bench = Bench(4)
+    bench.put(range(6))
+    bench.work()
+    assert sum(bench.sizes) == 6
+    OUT.inside.clear()
+    bench.put(range(6, 7))
+    bench.emit(range(7), epoch=1)
+    bench.work()
+    assert sum(bench.sizes) == 7  # only frame 6 was new
+    assert bench.passed_on() == list(range(7))
+    assert {unpack(data).epoch for data in OUT.inside} == {1}
+    bench.ring.close()
+
+
+def test_what_was_found_in_another_picture_of_that_number_is_not() -> None:
+    """The slot was given away meanwhile, and decode has decoded the frame again."""
+    bench = Bench(4)
+    bench.put(range(2))
+    bench.work()
+    bench.put(range(2))
+    bench.work()
+    assert sum(bench.sizes) == 4
+    bench.ring.close()
+
+
+def test_what_is_kept_is_bounded_and_goes_with_its_job() -> None:
+    bench = Bench(4)
+    for start in range(0, 40, 4):
+        bench.put(range(start, start + 4))
+        bench.work()
+    assert sorted(frame for _, frame in bench.worker._found) == list(range(32, 40))
+    bench.link.control.append(("drop", {"job": 1}))
+    bench.work()
+    assert not bench.worker._found
     bench.ring.close()
