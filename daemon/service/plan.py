@@ -302,14 +302,15 @@ def _check_writable(path: Path, account: Account) -> None:
     nearest = next(part for part in (path, *path.parents) if part.exists())
     if path.exists() and not path.is_dir():
         raise ServiceError("no-folder", f"{path} is no folder: mend the setting that names it")
+    for part in reversed(nearest.parents):
+        if not _may(part, account, 1):
+            raise ServiceError("unreadable", f"{path}: the user {account.name} may not enter {part}")
+    # What is missing is made for the user.
     if nearest == path and not (_may(path, account, 2) and _may(path, account, 1)):
         raise ServiceError(
             "unwritable",
             f"{path}: the user {account.name} may not write there: sudo chown {account.name} '{path}'",
         )
-    for part in reversed(nearest.parents):
-        if not _may(part, account, 1):
-            raise ServiceError("unreadable", f"{path}: the user {account.name} may not enter {part}")
 
 
 def _may(path: Path, account: Account, wanted: int) -> bool:
