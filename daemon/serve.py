@@ -20,6 +20,7 @@ from typing import Any, Protocol, TypeVar
 
 from daemon import health, logs, summary, telling
 from daemon.addresses import addresses, state_folder
+from daemon.api.counting import Counting, Readers
 from daemon.api.messages import MAX_BODY, VERSION
 from daemon.api.operations import Operations
 from daemon.api.server import Server
@@ -27,6 +28,7 @@ from daemon.api.uploads import CHUNK, Uploads
 from daemon.config import ConfigError, Loaded
 from daemon.finishing import Exporter
 from daemon.images import ImageFailed, Images
+from daemon.metrics import Endpoint, Metrics
 from daemon.scheduler import Scheduler
 from daemon.settings import Settings
 from daemon.store import JobStore, State, StoredJob
@@ -37,6 +39,7 @@ from stages.settings import PipelineSettings
 STEP = 0.25
 """Longest turn of the loop in seconds."""
 MEMORY_EVERY = 5.0
+METRICS_EVERY = 1.0
 STATUS_EVERY = 2.0
 SWEEP_EVERY = 600.0
 API_SILENT = 30.0
@@ -125,7 +128,14 @@ class Service:
             stack.callback(self._images.close)
             self._uploads = Uploads(self._state / "uploads", self._settings.api.max_upload_mb << 20)
             self._scheduler = Scheduler(self.store, loaded, self._publish, exporter, self._ring)
-            self._server = Server(where, self._settings.api, Operations(self, self._uploads))
+            results = Path(self._settings.results.folder).expanduser().absolute()
+            self._metrics = Metrics(self._settings.stages, {"state": self._state, "results": results})
+            self.store.listen(self._metrics.on_job)
+            if self._settings.metrics.address:
+                stack.callback(Endpoint(self._settings.metrics.address, self._metrics.registry).close)
+            self._readers = Readers()
+            handler = Counting(Operations(self, self._uploads), self._readers, self._metrics.request)
+            self._server = Server(where, self._settings.api, handler)
             stack.callback(self._server.stop)
             self._where = where
             self.store.listen(self._on_change)
@@ -253,6 +263,7 @@ class Service:
         except OSError as error:
             raise ImageFailed("disk-full", f"{self._state}: {error.strerror}") from error
         future: Future[Path] = Future()
+        self._metrics.watch_image(future)
         self.call(lambda: self._images.begin(self._pipeline, folder, timeout, future))
         return future
 
@@ -293,7 +304,18 @@ class Service:
         if self._is_due("status", STATUS_EVERY):
             self._notifier.status(self._status_line())
         if self._is_due("memory", MEMORY_EVERY):
-            self._publish("memory", health.memory_event(self._pipeline.status()))
+            memory = health.memory_event(self._pipeline.status())
+            self._metrics.memory(memory)
+            self._publish("memory", memory)
+        if self._settings.metrics.address and self._is_due("metrics", METRICS_EVERY):
+            problem = self._scheduler.problem is not None
+            self._metrics.update(
+                self._pipeline.status(),
+                self.store.counts(),
+                self._scheduler.draining,
+                problem,
+                self._server.connections,
+            )
         if self._is_due("sweep", SWEEP_EVERY):
             self._uploads_sweep()
 
@@ -308,6 +330,7 @@ class Service:
             self._pipeline.restart(stage, "reload")
 
     def _on_event(self, event: JobEvent) -> None:
+        self._metrics.on_event(event)
         if isinstance(event, StageEvent):
             known = {"stage": event.stage, "state": event.state, "message": event.message}
             line = telling.stage_line(event)
@@ -377,6 +400,7 @@ def _take_state(settings: Settings, stack: contextlib.ExitStack) -> Path:
     state = state_folder(settings)
     try:
         state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        state.chmod(0o700)  # names of files are nobody else's business
         lock = os.open(state / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise ConfigError(f"daemon.state: {state}: {error.strerror}; set it to a folder you can write") from error

@@ -17,7 +17,7 @@ import psutil
 from daemon.client import Client, ClientError
 
 MAIN = "from daemon.cli import main; main()"
-PATIENCE = 120.0
+PATIENCE = float(os.environ.get("POSEWARD_TEST_PATIENCE", "120"))
 FAST = (
     "stages.slots=8", "stages.max_pixels=76800", "stages.ring_mb=8", "stages.snapshot_every=10",
     "stages.deadlines.working=10", "stages.deadlines.heartbeat=10", "stages.deadlines.grace=1",

@@ -122,7 +122,7 @@ class Server:
     @property
     def connections(self) -> int:
         """Clients that are connected now."""
-        return self._sockets.connections
+        return len(self._sockets.clients)
 
     def publish(self, topic: str, values: dict[str, Any]) -> None:
         """Send an event to whoever has subscribed. From any thread; never waits."""
@@ -146,7 +146,7 @@ class Server:
                     with contextlib.suppress(BlockingIOError):
                         os.eventfd_read(self._wake)
                 if sockets.monitor in ready:
-                    sockets.count()
+                    sockets.part()
                 if sockets.events in ready:
                     self._hear_subscriptions()
                 self._take_inbox()
@@ -164,31 +164,25 @@ class Server:
 
     def _hear(self) -> None:
         for _ in range(MOST_REQUESTS):
-            try:
-                client, *parts = self._sockets.router.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
+            if (request := self._sockets.receive()) is None:
                 return
-            self._serve(client, parts)
+            self._serve(*request)
 
     def _serve(self, client: bytes, parts: list[bytes]) -> None:
         envelope = [b""] if len(parts) > 1 and parts[0] == b"" else []
         parts = parts[len(envelope) :]
         number: int | str | None = None
         try:
+            number = read_id(parts[0]) if parts else None
             self._sockets.admit(client)
             if not 1 <= len(parts) <= 2:
                 raise ApiError("bad-request", f"{len(parts)} parts; a request has one, or two with a blob")
-            try:
-                request = read_request(parts[0], parts[1] if len(parts) == 2 else None)
-            except ApiError:
-                number = read_id(parts[0])
-                raise
-            number = request.id
+            request = read_request(parts[0], parts[1] if len(parts) == 2 else None)
             made = self._handler.handle(client, request.operation, request.blob)
             if isinstance(made, Later):
                 self._defer(client, envelope, request, made)
             else:
-                self._sockets.send(client, [*envelope, *write_reply(number, *made)])
+                self._sockets.send(client, [*envelope, *write_reply(request.id, *made)])
         except ApiError as error:
             self._sockets.send(client, [*envelope, *write_error(number, error)])
         except Exception as error:  # noqa: BLE001

@@ -6,7 +6,7 @@ import contextlib
 import os
 import socket as socketlib
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,6 +32,7 @@ KEYS_EVERY = 5.0
 class Client:
     """What is known of one connection."""
 
+    descriptor: int
     waiting: int = 0
     """Requests whose replies are not there yet."""
     outbox: deque[list[bytes]] = field(default_factory=deque)
@@ -39,15 +40,16 @@ class Client:
 
 
 class Sockets:
-    """ROUTER, XPUB and the monitor that counts connections. Belongs to the server's thread once it runs.
+    """ROUTER, XPUB and the monitor that tells who has gone. Belongs to the server's thread once it runs.
 
     Raises:
         ConfigError: an address cannot be bound, a key file cannot be read or is open to others.
     """
 
     def __init__(self, where: Addresses, settings: ApiSettings) -> None:
-        self.connections = 0
-        self.clients: OrderedDict[bytes, Client] = OrderedDict()
+        self.clients: dict[bytes, Client] = {}
+        """Who has asked for something and is still connected."""
+        self._arrived = -1
         self._where = where
         self._settings = settings
         self._log = logs.get("api")
@@ -59,7 +61,7 @@ class Sockets:
             secret = self._secure(settings)
             self.router = self._socket(zmq.ROUTER, secret)
             self.router.setsockopt(zmq.ROUTER_MANDATORY, 1)
-            self.monitor = self.router.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
+            self.monitor = self.router.get_monitor_socket(zmq.EVENT_DISCONNECTED)
             self.events = self._socket(zmq.XPUB, secret)
             _bind(self.router, where.requests)
             _bind(self.events, where.events)
@@ -82,28 +84,31 @@ class Sockets:
         if self._authenticator is not None:
             self._authenticator.stop()
 
-    def admit(self, client: bytes) -> None:
-        """Refuse who is one too many. Who was served before is served on."""
-        known = self.clients.get(client)
-        if known is None:
-            if self.connections > self._settings.max_clients:
-                raise ApiError(
-                    "too-many-clients",
-                    f"{self.connections} clients are connected, more than api.max_clients ="
-                    f" {self._settings.max_clients} allows: close some, or raise it",
-                )
-            self.clients[client] = Client()
-            while len(self.clients) > 2 * self._settings.max_clients and self._forget_one():
-                pass
-        else:
-            self.clients.move_to_end(client)
+    def receive(self) -> tuple[bytes, list[bytes]] | None:
+        """The next request: who it is from, and its parts; None if there is none."""
+        try:
+            frames = self.router.recv_multipart(zmq.NOBLOCK, copy=False)
+        except zmq.Again:
+            return None
+        client = frames[0].bytes
+        self._arrived = int(frames[0].get(zmq.SRCFD))  # type: ignore[call-overload]
+        return client, [frame.bytes for frame in frames[1:]]
 
-    def _forget_one(self) -> bool:
-        for client, known in self.clients.items():
-            if not known.waiting and not known.outbox:
-                del self.clients[client]
-                return True
-        return False
+    def admit(self, client: bytes) -> None:
+        """Refuse whoever sent the last request, if that is one client too many.
+
+        Raises:
+            ApiError: ``too-many-clients``.
+        """
+        if client in self.clients:
+            return
+        if len(self.clients) >= self._settings.max_clients:
+            raise ApiError(
+                "too-many-clients",
+                f"{len(self.clients)} clients are connected, as many as api.max_clients allows: close some,"
+                " or raise it",
+            )
+        self.clients[client] = Client(self._arrived)
 
     def send(self, client: bytes, parts: list[bytes]) -> None:
         """Send a reply, or keep it while the client does not read."""
@@ -139,13 +144,14 @@ class Sockets:
                     break
                 known.held -= sum(map(len, known.outbox.popleft()))
 
-    def count(self) -> None:
-        """Take note of who has come and gone."""
+    def part(self) -> None:
+        """Forget those who have gone."""
+        gone = set()
         with contextlib.suppress(zmq.Again):
             while True:
-                event = recv_monitor_message(self.monitor, zmq.NOBLOCK)
-                self.connections += 1 if event["event"] == zmq.EVENT_HANDSHAKE_SUCCEEDED else -1
-        self.connections = max(0, self.connections)
+                gone.add(recv_monitor_message(self.monitor, zmq.NOBLOCK)["value"])
+        for client in [name for name, known in self.clients.items() if known.descriptor in gone]:
+            del self.clients[client]
 
     def _socket(self, kind: int, secret: tuple[bytes, bytes] | None) -> zmq.Socket[bytes]:
         socket = self._context.socket(kind)
