@@ -180,7 +180,7 @@ class Decode:
         work = [[reading.job, frame]]
         started = time.perf_counter()
         with self._link.working({"stage": "decode", "work": work, "batch": 1}):
-            reason = self._skipped.get(reading.job, {}).get(frame)
+            reason = self._skip_reason(reading, frame)
             corrupt = reason is None and self._faults.before([frame]) == "corrupt"
             decoded = self._jump(reading, reason) if reason is not None else next(reading.frames, None)
             if decoded is None:
@@ -200,6 +200,20 @@ class Decode:
             self._emit(pending)
         seconds = time.perf_counter() - started
         self._link.send("worked", {"job": reading.job, "count": 1, "seconds": seconds})
+
+    def _skip_reason(self, reading: Reading, frame: int) -> str | None:
+        """Why a frame is not to be decoded, if so: it has killed the decoder, or it builds on what has.
+
+        Behind one such frame decoding is tried again. If that kills as well, then the cause is in what both are
+        built on, and there is no use in trying before the next frame that stands by itself.
+        """
+        skipped = self._skipped.get(reading.job, {})
+        if frame in skipped:
+            return skipped[frame]
+        for second in skipped:
+            if second - 1 in skipped and second < frame < reading.source.next_start(second):
+                return f"it builds on frame {second}: {skipped[second]}"
+        return None
 
     def _jump(self, reading: Reading, reason: str) -> Decoded:
         """Step over a frame that kills the decoder: decoding starts anew behind it."""

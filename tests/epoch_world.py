@@ -205,6 +205,9 @@ class Source:
     def time_of(self, frame: int) -> float:
         return frame / 30
 
+    def next_start(self, frame: int) -> int:
+        return frame + 1
+
     def close(self) -> None: ...
 
 

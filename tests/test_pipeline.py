@@ -143,6 +143,20 @@ def test_a_frame_that_decode_skips_keeps_its_own_time(tmp_path: Path) -> None:
         assert [record.time for record in results] == pytest.approx([stamp / 100 for stamp in stamps])
 
 
+def test_where_two_frames_in_a_row_kill_the_decoder_it_goes_on_at_the_next_key_frame(
+    clip: Path, tmp_path: Path
+) -> None:
+    with Run(faults=("decode:kill@14xalways", "decode:kill@15xalways")) as run:  # key frames are 0, 12, 24, …
+        run.work(clip, tmp_path)
+        done = run.finish()
+    assert isinstance(done, JobDone), run.story()
+    assert [frame for frame, _ in done.outcome.failed_frames] == list(range(14, 24))
+    assert "builds on frame 15" in done.outcome.failed_frames[-1][1].reason
+    assert len(done.outcome.restarts) == 6
+    with read_results(tmp_path / "frames.msgpack") as results:
+        assert [record.frame for record in results] == list(range(FRAMES))
+
+
 def test_too_many_failed_frames_fail_the_job_and_the_next_one_runs(clip: Path, tmp_path: Path) -> None:
     faults = tuple(f"mesh:raise@{frame}xalways" for frame in range(3, 9))
     with Run(faults=faults, max_failed_fraction=0.05) as run:

@@ -67,6 +67,11 @@ class Source(Protocol):
         """The ``time`` that ``frame`` has or would have, without decoding it; nominal where only decoding tells."""
         ...
 
+    def next_start(self, frame: int) -> int:
+        """The first frame behind ``frame`` for which nothing before it has to be decoded; the end if there is none,
+        ``frame + 1`` where that is not known."""
+        ...
+
     def close(self) -> None: ...
 
 

@@ -92,6 +92,9 @@ class ImageSource:
     def time_of(self, frame: int) -> float:
         return frame / self.info.fps if self.info.fps else 0.0
 
+    def next_start(self, frame: int) -> int:
+        return frame + 1
+
     def close(self) -> None:
         pass
 

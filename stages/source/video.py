@@ -117,6 +117,11 @@ class VideoSource:
             return self._time(number)
         return frame / self.info.fps
 
+    def next_start(self, frame: int) -> int:
+        if not self._exact:
+            return frame + 1
+        return self._index.next_key(frame + self._index.first) - self._index.first
+
     def close(self) -> None:
         if self._running is not None:
             self._running.close()
