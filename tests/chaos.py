@@ -25,6 +25,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
@@ -92,7 +94,7 @@ class Round:
             while command.poll() is None:
                 if struck < faults:
                     if self._moved_on(command) and command.poll() is None:
-                        struck += self._strike(command)
+                        struck += self._strike(command, itself=struck == faults // 2 or self._rng.random() < 0.1)
                 else:
                     self._look_within()
                     time.sleep(0.05)
@@ -135,11 +137,11 @@ class Round:
                 stage, _, kind = self._within[path.name.split("-")[1]].partition("@")[0].partition(":")
                 self.done[stage, kind] += 1
 
-    def _strike(self, command: subprocess.Popen[bytes]) -> int:
+    def _strike(self, command: subprocess.Popen[bytes], itself: bool) -> int:
         try:
             below = psutil.Process(command.pid).children(recursive=True)
             victims = [process for process in below if process.name().startswith("pw-")]
-            if self._rng.random() < 0.1:
+            if itself:
                 command.kill()
                 command.wait()
                 self.done["the command itself", "SIGKILL"] += 1
@@ -194,6 +196,69 @@ def wait_for_none(base: Path) -> list[str]:
     return left
 
 
+SETTINGS = (
+    # Faults come closer together here than a sane policy lets pass as bad luck.
+    "restart.max_restarts=100000",
+    "restart.max_delay=0.2",
+    "deadlines.heartbeat=3",
+    "deadlines.importing=8",
+    "deadlines.working=10",
+)
+
+
+@dataclass
+class Storm:
+    """What was done, in how many runs, and what came of it; ``differs`` says where results did."""
+
+    table: collections.Counter[tuple[str, str]] = field(default_factory=collections.Counter)
+    rounds: int = 0
+    differs: str = ""
+    left: list[str] = field(default_factory=list)
+
+
+def rage(
+    video: Path,
+    base: Path,
+    backend: str,
+    seed: int,
+    faults: int,
+    per_round: int,
+    within: int,
+    settings: Sequence[str],
+) -> Storm:
+    """Work on the video undisturbed, then under fire until ``faults`` faults are spent.
+
+    Args:
+        base: an empty folder with a short path, for sockets.
+        per_round: strikes from outside in each run, at most; ``within``: faults from inside.
+        settings: of the stages, such as ``deadlines.working=10``.
+    """
+    rng = random.Random(seed)
+    options = ["--set", f"stages.backend={backend}", "--no-exports"]
+    for setting in (*SETTINGS, *settings):
+        options += ["--set", f"stages.{setting}"]
+    storm = Storm()
+    calm = Round(video, base, options, rng, 0, 0, []).run(0)
+    expected = calm.read_bytes()
+    with read_results(calm) as results:
+        frames = sum(1 for _ in results)
+    while (struck := storm.table.total()) < faults:
+        chosen = faults_within(rng, frames, within)
+        fire = Round(video, base, options, rng, frames, len(expected), chosen)
+        found = fire.run(min(per_round, faults - struck))
+        storm.rounds += 1
+        storm.table += fire.done
+        print(f"round {storm.rounds}: {fire.done.total()} faults, {storm.table.total()} so far", file=sys.stderr)
+        if found.read_bytes() != expected:
+            kept = tempfile.mkdtemp(prefix="chaos-")
+            shutil.copy(found, kept)
+            shutil.copy(found.with_name("summary.json"), kept)
+            storm.differs = f"round {storm.rounds} of seed {seed}, with {chosen} within; kept in {kept}"
+            break
+    storm.left = wait_for_none(base)
+    return storm
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("video", type=Path)
@@ -203,48 +268,17 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--backend", default="blazepose")
     given = parser.parse_args()
-    rng = random.Random(given.seed)
-    options = ["--set", f"stages.backend={given.backend}", "--no-exports"]
-    # Faults come closer together here than a sane policy lets pass as bad luck.
-    for setting in (
-        "restart.max_restarts=100000",
-        "restart.max_delay=0.2",
-        "deadlines.heartbeat=3",
-        "deadlines.importing=8",
-        "deadlines.working=10",
-    ):
-        options += ["--set", f"stages.{setting}"]
-    rounds = 0
-    table: collections.Counter[tuple[str, str]] = collections.Counter()
-    with tempfile.TemporaryDirectory() as scratch:
-        base = Path(scratch)
-        calm = Round(given.video, base, options, rng, 0, 0, []).run(0)
-        expected = calm.read_bytes()
-        with read_results(calm) as results:
-            frames = sum(1 for _ in results)
-        while (struck := table.total()) < given.faults:
-            within = faults_within(rng, frames, given.within)
-            storm = Round(given.video, base, options, rng, frames, len(expected), within)
-            found = storm.run(min(given.per_round, given.faults - struck))
-            rounds += 1
-            table += storm.done
-            print(
-                f"round {rounds}: {storm.done.total()} faults, {table.total()} so far", file=sys.stderr, flush=True
-            )
-            if found.read_bytes() != expected:
-                print(f"round {rounds} of seed {given.seed}: the results differ; injected were {within}")
-                kept = tempfile.mkdtemp(prefix="chaos-")
-                shutil.copy(found, kept)
-                shutil.copy(found.with_name("summary.json"), kept)
-                print(f"kept in {kept}")
-                return 1
-        left = wait_for_none(base)
+    with tempfile.TemporaryDirectory() as base:
+        storm = rage(
+            given.video, Path(base), given.backend, given.seed, given.faults, given.per_round, given.within, ()
+        )  # fmt: skip
     print("| struck | by | times |\n| --- | --- | --- |")
-    for (name, kind), count in sorted(table.items()):
+    for (name, kind), count in sorted(storm.table.items()):
         print(f"| {name} | {kind} | {count} |")
-    print(f"\n{table.total()} faults in {rounds} runs of {given.video.name}: every result byte-identical.")
-    print(f"Left behind: {left or 'nothing'}.")
-    return 1 if left else 0
+    outcome = f"the results differ: {storm.differs}" if storm.differs else "every result byte-identical"
+    print(f"\n{storm.table.total()} faults in {storm.rounds} runs of {given.video.name}: {outcome}.")
+    print(f"Left behind: {storm.left or 'nothing'}.")
+    return 1 if storm.left or storm.differs else 0
 
 
 if __name__ == "__main__":
