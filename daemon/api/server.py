@@ -166,7 +166,8 @@ class Server:
         for _ in range(MOST_REQUESTS):
             if (request := self._sockets.receive()) is None:
                 return
-            self._serve(*request)
+            if not self._sockets.is_deaf(request[0]):
+                self._serve(*request)
 
     def _serve(self, client: bytes, parts: list[bytes]) -> None:
         envelope = [b""] if len(parts) > 1 and parts[0] == b"" else []

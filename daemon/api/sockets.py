@@ -94,6 +94,11 @@ class Sockets:
         self._arrived = int(frames[0].get(zmq.SRCFD))  # type: ignore[call-overload]
         return client, [frame.bytes for frame in frames[1:]]
 
+    def is_deaf(self, client: bytes) -> bool:
+        """Whether a client has left so many replies unread that no work is done for it until it reads some."""
+        known = self.clients.get(client)
+        return known is not None and known.held > OUTBOX_BYTES // 2
+
     def admit(self, client: bytes) -> None:
         """Refuse whoever sent the last request, if that is one client too many.
 
