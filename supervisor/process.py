@@ -7,6 +7,7 @@ import hashlib
 import os
 import signal
 from collections import deque
+from collections.abc import Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -102,6 +103,10 @@ class Life:
         """Whether a message's sender is this life; ``former`` is the number of the one before it. While the fork
         server has not answered yet, anybody but that one is."""
         return pid != former if self.pid is None else pid == self.pid
+
+    def may_be_over(self, ready: Set[object]) -> bool:
+        """Whether it has to be asked if this life has ended; ``ready`` are the descriptors that can be read."""
+        return self.pidfd is None or self.pidfd in ready or self.status is not None or self.gone_since is not None
 
     def bring_down(self, now: float, kind: ExitKind, reason: str, deadlines: Deadlines, *, dump: bool) -> None:
         """Begin the end: stack dump (for a hung one), SIGTERM, SIGKILL."""

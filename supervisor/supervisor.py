@@ -11,7 +11,7 @@ import math
 import os
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from pathlib import Path
 from typing import Any
 
@@ -119,13 +119,13 @@ class Supervisor:
         poller.register(self._router, zmq.POLLIN)
         for fd in [*self._wake, *self._descriptors()]:
             poller.register(fd, zmq.POLLIN)
-        poller.poll(math.ceil(timeout * 1000))
+        ready = {found for found, _ in poller.poll(math.ceil(timeout * 1000))}
         self._forgive(self._clock() - began - timeout)
         self._spawner.answers()
         self._hear()
         for managed in self._managed.values():
             if managed.life is not None:
-                self._look_after(managed, managed.life)
+                self._look_after(managed, managed.life, ready)
         if not self._stopping:
             self._start_due()
             self._look_at_devices()
@@ -251,14 +251,16 @@ class Supervisor:
         elif kind == "message":
             self._on_event(ev.Message(name, said["kind"], said["payload"]))
 
-    def _look_after(self, managed: Managed, life: Life) -> None:
+    def _look_after(self, managed: Managed, life: Life, ready: Set[object]) -> None:
         now = self._clock()
-        for line in life.read_lines():
-            self._on_event(ev.Output(managed.spec.name, line))
+        if life.stderr_fd in ready:
+            for line in life.read_lines():
+                self._on_event(ev.Output(managed.spec.name, line))
         if life.pid is not None and not life.noted:
             life.noted = True
             self._janitor.began(life.pid)
-        if self._spawner.reap(life, now):
+        # Without a word from the kernel nobody needs to be looked for in /proc, four times a turn.
+        if life.may_be_over(ready) and self._spawner.reap(life, now):
             self._hear(LAST_WORDS)  # what it said before it died comes before its death
             self._bury(managed, life)
             return
