@@ -19,6 +19,7 @@ from click.testing import CliRunner, Result
 
 from daemon.cli import cli
 from daemon.cli.events import Thinned
+from daemon.cli.health import happened, problems, verdict
 from daemon.cli.jobs_follow import follow, resolve
 from daemon.cli.words import age_text, bar, printable, size_text
 from daemon.client import ClientError
@@ -176,7 +177,8 @@ def test_drain_and_wait_for_all(daemon: Daemon) -> None:
     assert "nothing runs any more" in well(poseward(daemon, "drain", "--wait")).stdout
     try:
         assert "poseward: draining:" in well(poseward(daemon, "submit", str(clip)), 2).stderr
-        assert "draining" in well(poseward(daemon, "health")).stdout
+        assert json.loads(poseward(daemon, "health", "--json").stdout)["draining"]
+        assert "poseward drain --off" in poseward(daemon, "health").stdout
     finally:
         assert "begun again" in well(poseward(daemon, "drain", "--off")).stdout
     well(poseward(daemon, "wait"))
@@ -185,11 +187,14 @@ def test_drain_and_wait_for_all(daemon: Daemon) -> None:
 
 def test_health_reload_reset(daemon: Daemon) -> None:
     until(lambda: json.loads(poseward(daemon, "health", "--json").stdout)["ready"])
-    text = well(poseward(daemon, "health")).stdout
+    text = poseward(daemon, "health").stdout
     places = [text.index(f"\n {name} ") for name in ("decode", "detect", "mesh", "track")]
     assert places == sorted(places), "in the order in which a frame passes them"
     assert daemon.address in text.replace("\n", "")
-    before = json.loads(well(poseward(daemon, "health", "--json")).stdout)["processes"]["mesh"]["pid"]
+    result = poseward(daemon, "health", "--json")
+    found = json.loads(result.stdout)
+    well(result, 1 if problems(found) or not found["ready"] else 0)  # code that is edited just now is a problem
+    before = found["processes"]["mesh"]["pid"]
     well(poseward(daemon, "reload", "mesh"))
 
     def renewed() -> bool:
@@ -200,6 +205,17 @@ def test_health_reload_reset(daemon: Daemon) -> None:
     well(poseward(daemon, "reset", "mesh"))
     assert "no-such-stage" in well(poseward(daemon, "reset", "mush"), 2).stderr
     assert "no-such-stage" in well(poseward(daemon, "reload", "mush"), 2).stderr
+
+
+def test_what_was_dealt_with_is_no_problem_any_more() -> None:
+    past, now = "10:11:12 mesh died: killed; again in 0.1 s", "mesh: open circuit: no such file"
+    process = {"state": "ready", "stage": "mesh"}
+    found = {"problems": [now, past], "ready": True, "draining": False, "processes": {"mesh": process}}
+    assert problems(found) == [now] and happened(found) == [past]
+    assert verdict(found)[0] == "1 problem"
+    assert verdict({**found, "problems": [past]})[0] == "well"
+    loading = {"mesh": {**process, "state": "loading"}}
+    assert verdict({**found, "problems": [], "ready": False, "processes": loading})[0] == "not ready: mesh"
 
 
 def test_events_as_json_and_in_words(daemon: Daemon) -> None:

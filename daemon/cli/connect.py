@@ -48,8 +48,8 @@ class Connection:
             events = f"{self.address.rpartition(':')[0]}:{port}"
         return replace(self, events=self.events or events)
 
-    def client(self, patience: float = PATIENCE) -> Any:
-        """A `daemon.client.Client`.
+    def client(self, patience: float | None = None) -> Any:
+        """A `daemon.client.Client`; without ``patience``, that of a person.
 
         Raises:
             ClientError: nobody listens, or a key cannot be used.
@@ -58,17 +58,18 @@ class Connection:
 
         return self._made(Client, patience)
 
-    def async_client(self, patience: float = PATIENCE, *, probe: bool = True) -> Any:
+    def async_client(self, patience: float | None = None, *, probe: bool = True) -> Any:
         """A `daemon.client.AsyncClient`; without ``probe`` a daemon that is not there yet is no error."""
         from daemon.client import AsyncClient
 
         return self._made(AsyncClient, patience, probe=probe)
 
-    def _made(self, kind: Callable[..., Any], patience: float, probe: bool = True) -> Any:
+    def _made(self, kind: Callable[..., Any], patience: float | None, probe: bool = True) -> Any:
         from daemon.client import ClientError
 
         if probe:
             self._probe()
+        patience = PATIENCE if patience is None else patience
         try:
             return kind(
                 self.address, events=self.events, patience=patience, key=self.key, server_key=self.server_key

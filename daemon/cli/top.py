@@ -63,7 +63,8 @@ def _print_once(connection: Connection, *, json_output: bool) -> None:
         rates = {stage: watched.rate(stage) for stage in COUNTS}
         print_json({**(watched.health or {}), "rates": rates})
     else:
-        console().print(screen(watched))
+        output = console()
+        output.print(screen(watched, output.width))
 
 
 async def _live(connection: Connection) -> None:
@@ -83,7 +84,7 @@ async def _live(connection: Connection) -> None:
             try:
                 with Live(console=output, screen=True, auto_refresh=False) as live:
                     while True:
-                        live.update(screen(watched, output.height), refresh=True)
+                        live.update(screen(watched, output.width, output.height), refresh=True)
                         await asyncio.wait(tasks, timeout=EVERY, return_when=asyncio.FIRST_EXCEPTION)
                         for task in tasks:
                             if task.done():

@@ -19,6 +19,8 @@ from daemon.cli.jobs_view import counts_line, frames_text, progress_text
 from daemon.cli.progress import Rate, clock_text
 from daemon.cli.words import age_text, bar, level_style, printable, remaining, short, size_text
 
+WIDE, NARROW = 96, 72
+"""Columns below which a screen goes without some of what is told."""
 LINES = 8
 """Events kept for the last part of the screen."""
 COUNTS = {"decode": "decoded", "detect": "detected", "mesh": "meshed", "track": "committed"}
@@ -75,8 +77,9 @@ class Watched:
         return sum(known) if known else None
 
 
-def screen(watched: Watched, height: int = 100) -> RenderableType:
-    """The whole screen; what does not fit into ``height`` lines is left away from the jobs and events."""
+def screen(watched: Watched, width: int = 100, height: int = 100) -> RenderableType:
+    """The whole screen; what does not fit into ``height`` lines is left away from the jobs and events, and narrow
+    screens go without some columns."""
     health = watched.health
     if health is None:
         return Group(
@@ -84,13 +87,14 @@ def screen(watched: Watched, height: int = 100) -> RenderableType:
         )
     old = "dim" if watched.silence else ""
     memory = _memory(health)
-    parts: list[RenderableType] = [_head(watched, health), memory, Text(""), _stages(watched, health), Text("")]
-    left = height - 8 - memory.row_count - len(health["processes"])
-    jobs = health["jobs"][: max(3, left // 2)]
+    stages = _stages(watched, health, width)
+    parts: list[RenderableType] = [_head(watched, health), memory, Text(""), stages, Text("")]
+    left = height - 8 - memory.row_count - stages.row_count  # the other lines of head, table, queue and foot
+    jobs = health["jobs"][: max(1, left // 2)]
     parts.append(_queue(health, len(health["jobs"]) - len(jobs)))
     if jobs:
-        parts += [_jobs(jobs), Text("")]
-    parts += _news(watched, health, max(2, left - len(jobs) - 2))
+        parts += [_jobs(jobs, width), Text("")]
+    parts += _news(watched, health, max(1, left - len(jobs)))
     for part in parts if old else ():
         if isinstance(part, Table):
             part.style = old
@@ -99,13 +103,13 @@ def screen(watched: Watched, height: int = 100) -> RenderableType:
 
 def _head(watched: Watched, health: Mapping[str, Any]) -> RenderableType:
     grid = Table.grid(expand=True)
-    grid.add_column(overflow="fold")
+    grid.add_column(no_wrap=True, overflow="ellipsis")
     grid.add_column(justify="right", no_wrap=True)
     text, style = verdict(health)
-    if watched.silence:
-        text, style = watched.silence, "bold red"
-    left = Text.assemble(("poseward ", "bold"), health["poseward"], "  ", (text, style))
     right = f"{health['backend']}, up {age_text(health['uptime'])}  {_now()}"
+    if watched.silence:
+        text, style, right = watched.silence, "bold red", _now()
+    left = Text.assemble(("poseward ", "bold"), health["poseward"], "  ", (text, style))
     grid.add_row(left, Text(right, style="dim"))
     return grid
 
@@ -123,21 +127,30 @@ def _memory(health: Mapping[str, Any]) -> Table:
         used = total - free
         part = used / total if total else 0.0
         amount = f"{size_text(used)} / {size_text(total)}"
-        grid.add_row(label, bar(part, 32, level_style(part)), amount, note)
+        grid.add_row(label, bar(part, 24, level_style(part)), amount, note)
     return grid
 
 
-def _stages(watched: Watched, health: Mapping[str, Any]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, expand=True, padding=(0, 1))
-    table.add_column("stage", no_wrap=True, style="bold")
-    table.add_column("state", no_wrap=True, overflow="ellipsis", ratio=2, min_width=7)
-    for name in ("pid", "frames/s", "batch"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("memory", no_wrap=True)
-    table.add_column("GPU", justify="right", no_wrap=True)
-    table.add_column("restarts", justify="right", no_wrap=True)
-    table.add_column("last exit", no_wrap=True, overflow="ellipsis", ratio=3, style="dim")
+def _stages(watched: Watched, health: Mapping[str, Any], width: int) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, expand=True, show_edge=False, padding=(0, 1, 0, 0))
     listed = processes(health)
+    left_out = ({"pid", "last exit"} if width < WIDE else set()) | ({"GPU", "batch"} if width < NARROW else set())
+    if all(process["device_used"] is None for _, process in listed):
+        left_out.add("GPU")
+    columns: dict[str, dict[str, Any]] = {
+        "stage": {"style": "bold"},
+        "state": {"overflow": "ellipsis", "ratio": 2, "min_width": 12},
+        "pid": {"justify": "right"},
+        "frames/s": {"justify": "right"},
+        "batch": {"justify": "right"},
+        "memory": {},
+        "GPU": {"justify": "right"},
+        "restarts": {"justify": "right"},
+        "last exit": {"overflow": "ellipsis", "ratio": 3, "style": "dim"},
+    }
+    for name, how in columns.items():
+        if name not in left_out:
+            table.add_column(name, no_wrap=True, **how)
     largest = max((process["peak_rss"] or process["rss"] for _, process in listed), default=0) or 1
     told = set()
     for name, process in listed:
@@ -146,32 +159,37 @@ def _stages(watched: Watched, health: Mapping[str, Any]) -> Table:
         told.add(stage)
         state = process_state(process)
         if process["stale"]:
-            state.append(" stale code", style="bold yellow")
+            state.append(" stale", style="bold yellow")
         batch = process["metrics"].get("batch")
-        table.add_row(
-            name,
-            state,
-            str(process["pid"] or "-"),
-            "-" if rate is None else f"{rate:.1f}",
-            "-" if batch is None else f"{batch:.0f}",
-            Text.assemble(bar(process["rss"] / largest, 8, "cyan"), f" {size_text(process['rss'] or None):>7}"),
-            size_text(process["device_used"]),
-            Text(str(process["restarts"]), style="bold yellow" if process["restarts"] else ""),
-            exit_text(process),
-        )
+        cells = {
+            "stage": name,
+            "state": state,
+            "pid": str(process["pid"] or "-"),
+            "frames/s": "-" if rate is None else f"{rate:.1f}",
+            "batch": "-" if batch is None else f"{batch:.0f}",
+            "memory": Text.assemble(bar(process["rss"] / largest, 6, "cyan"), f" {_rss(process):>7}"),
+            "GPU": size_text(process["device_used"]),
+            "restarts": Text(str(process["restarts"]), style="bold yellow" if process["restarts"] else ""),
+            "last exit": exit_text(process),
+        }
+        table.add_row(*(cell for column, cell in cells.items() if column not in left_out))
     return table
 
 
+def _rss(process: Mapping[str, Any]) -> str:
+    return size_text(process["rss"] or None)
+
+
 def _queue(health: Mapping[str, Any], hidden: int) -> Text:
-    text = Text.assemble(("jobs  ", "bold"), counts_line(health["queue"]))
+    text = Text.assemble(("jobs  ", "bold"), counts_line(health["queue"]), no_wrap=True, overflow="ellipsis")
     if hidden > 0:
-        text.append(f" ({hidden} more running than fit here)", style="dim")
+        text.append(f" ({hidden} more run)", style="dim")
     if health["draining"]:
         text.append("  draining: none is begun", style="bold yellow")
     return text
 
 
-def _jobs(jobs: list[Mapping[str, Any]]) -> Table:
+def _jobs(jobs: list[Mapping[str, Any]], width: int) -> Table:
     grid = Table.grid(padding=(0, 2), expand=True)
     grid.add_column(no_wrap=True, style="bold")
     grid.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
@@ -184,7 +202,7 @@ def _jobs(jobs: list[Mapping[str, Any]]) -> Table:
         grid.add_row(
             f"  {short(job['id'])}",
             printable(job["name"]),
-            progress_text(job, 28),
+            progress_text(job, 28 if width >= WIDE else 10),
             frames_text(job),
             rate,
             f"{clock_text(remaining(job))} left",
