@@ -16,11 +16,13 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from rich.console import Console
 
 from daemon.cli import cli
 from daemon.cli.events import Thinned
 from daemon.cli.health import happened, problems, verdict
 from daemon.cli.jobs_follow import follow, resolve
+from daemon.cli.jobs_view import table
 from daemon.cli.words import age_text, bar, printable, size_text
 from daemon.client import ClientError
 from tests.daemons import MAIN, PATIENCE, Daemon, until
@@ -171,6 +173,24 @@ def test_ctrl_c_while_waiting_leaves_the_job_alone(daemon: Daemon, long_clip: Pa
         client.cancel(job)
 
 
+def test_waiting_outlives_the_daemon(tmp_path: Path) -> None:
+    with Daemon(tmp_path, SLOW) as own:
+        clip = write_squares(tmp_path / "clip.mp4", 120)
+        process = subprocess.Popen(
+            [sys.executable, "-c", MAIN, "submit", "--wait", "--json", "--address", own.address, str(clip)],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parent.parent,
+        )  # fmt: skip
+        with own.client() as client:
+            until(lambda: any(job["progress"]["committed"] > 20 for job in client.health()["jobs"]))
+        own.kill()
+        own.start()
+        output, errors = process.communicate(timeout=PATIENCE)
+        assert process.returncode == 0, errors
+        job = json.loads(output)[0]
+        assert (job["state"], job["frames"], job["attempts"]) == ("done", 120, 2)
+        assert "begun again after a restart" in poseward(own, "status", "clip.mp4").stdout
+
+
 def test_drain_and_wait_for_all(daemon: Daemon) -> None:
     clip = write_squares(daemon.base / "drained.mp4", SHORT + 4)
     well(poseward(daemon, "submit", str(clip)))
@@ -188,7 +208,7 @@ def test_drain_and_wait_for_all(daemon: Daemon) -> None:
 def test_health_reload_reset(daemon: Daemon) -> None:
     until(lambda: json.loads(poseward(daemon, "health", "--json").stdout)["ready"])
     text = poseward(daemon, "health").stdout
-    places = [text.index(f"\n {name} ") for name in ("decode", "detect", "mesh", "track")]
+    places = [text.index(f"\n{name} ") for name in ("decode", "detect", "mesh", "track")]
     assert places == sorted(places), "in the order in which a frame passes them"
     assert daemon.address in text.replace("\n", "")
     result = poseward(daemon, "health", "--json")
@@ -276,7 +296,7 @@ class FakeJobs:
 
     def __init__(self, *jobs: tuple[str, str]) -> None:
         self.jobs = [
-            {"id": job, "name": name, "number": number, "state": "queued", "source": f"/v/{name}"}
+            {"id": job, "name": name, "number": number, "state": "queued", "source": f"/v/{name}", "origin": "api"}
             for number, (job, name) in enumerate(jobs)
         ]
         self.looks = 0
@@ -310,6 +330,9 @@ def test_resolving_over_many_pages() -> None:
     assert resolve(jobs, "00000002")["number"] == 2
     assert resolve(jobs, "clip7.mp4")["number"] == 407, "the newest of that name"
     assert resolve(jobs, "/v/clip7.mp4")["number"] == 407
+    assert resolve(jobs, "./clip7.mp4")["number"] == 407
+    jobs.jobs[307]["origin"] = "upload"
+    assert resolve(jobs, "/elsewhere/clip7.mp4")["number"] == 307
     for word, name in (("0000", "ambiguous-job"), ("2026-0000000", "ambiguous-job"), ("clip", "no-such-job"),
                        ("", "no-such-job"), ("x" * 500, "no-such-job")):  # fmt: skip
         with pytest.raises(ClientError, match=name):
@@ -342,6 +365,37 @@ def test_events_of_progress_are_thinned_for_people() -> None:
     assert event(1.3, "running", 9) is not None
     ended = event(1.4, "done")
     assert ended is not None and ended.endswith("done, 90 frames: /r")
+
+
+@pytest.mark.parametrize("width", [80, 96, 100, 160])
+def test_a_table_of_jobs_fits(width: int) -> None:
+    job: dict[str, Any] = {
+        "id": "20260101-000000-abcd1234", "name": "clip.mp4", "state": "done", "created": 0.0, "started": 1.0,
+        "ended": 3700.0, "frames": 54000, "same_as": None, "error": None,
+    }  # fmt: skip
+    progress = {"phase": "working", "committed": 45000, "total": 90000}
+    jobs = [
+        {**job, "name": "n" * 200},
+        {**job, "state": "failed", "error": "too-many-failed-frames"},
+        {**job, "state": "running", "ended": None, "progress": progress},
+        {**job, "state": "cancelled", "name": "\x1b[31mred"},
+    ]
+    console = Console(width=width, color_system=None)
+    with console.capture() as capture:
+        console.print(table(jobs, width, now=187_200.0))
+    lines = capture.get().splitlines()
+    assert len(lines) == 6 and max(map(len, lines)) <= width
+    text = "\n".join(lines)
+    for word in (
+        "abcd1234",
+        "too-many-failed-frames",
+        "cancelled",
+        "━━━━━━━━────────  50 %",
+        "45000/90000",
+        "2 d 4 h",
+    ):
+        assert word in text, text
+    assert "\x1b" not in text
 
 
 def test_words() -> None:

@@ -123,6 +123,8 @@ def test_only_known_keys_are_heard(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert public_only.exit_code == 2 and "name the .key_secret file" in public_only.stderr
         half = poseward("status", "--address", address, "--key", str(anna_secret))
         assert half.exit_code == 2 and "poseward: bad-key:" in half.stderr
+        heard = poseward("events", "--count", "1", "--json", "memory", **own)
+        assert json.loads(heard.stdout)["host"]["total"] > 0
         (allow / "anna.key").unlink()
         until(lambda: poseward("status", **own).exit_code == 2, "a removed key is refused")
         (allow / "anna.key").write_bytes(anna.read_bytes())

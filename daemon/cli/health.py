@@ -86,6 +86,7 @@ def _print(found: Mapping[str, Any]) -> None:
         (f"   up {age_text(found['uptime'])}, backend {found['backend']}", "dim"),
     ))  # fmt: skip
     screen.print(_table(found))
+    screen.print()
     facts = Table.grid(padding=(0, 2))
     facts.add_column(style="dim", no_wrap=True)
     facts.add_column(overflow="fold")
@@ -128,7 +129,7 @@ def _table(found: Mapping[str, Any]) -> Any:
 
     from daemon.cli.words import size_text
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("stage", no_wrap=True, style="bold")
     table.add_column("state")
     table.add_column("pid", justify="right", no_wrap=True)

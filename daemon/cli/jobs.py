@@ -208,7 +208,8 @@ def status(
         print_json({"jobs": listed["jobs"], "counts": listed["counts"]})
         return
     if listed["jobs"]:
-        screen.print(table(listed["jobs"]))
+        screen.print(table(listed["jobs"], screen.width))
+        screen.print()
     screen.print(counts_line(listed["counts"]))
     if not any(listed["counts"].values()):
         screen.print("poseward submit VIDEO gives it one")
@@ -260,7 +261,8 @@ def _wait_for(
     if json_output:
         print_json(latest)
     elif latest:
-        console().print(table(latest))
+        screen = console()
+        screen.print(table(latest, screen.width))
     if any(job["state"] in ("failed", "cancelled") for job in latest):
         return FAILED
     if any(job["state"] not in FINAL for job in latest):

@@ -42,7 +42,7 @@ def resolve(client: Jobs, word: str) -> dict[str, Any]:
     name = PurePath(word).name
     if 0 < len(name) <= 255:
         for job in _pages(client, text=name):
-            if job["name"] == name and ("/" not in word or str(job["source"]).endswith(word.lstrip("."))):
+            if job["name"] == name and _from(job, word):
                 return job
     found = [job for job in _pages(client) if _begins(job["id"], word)] if word else []
     if not found:
@@ -51,6 +51,11 @@ def resolve(client: Jobs, word: str) -> dict[str, Any]:
         some = ", ".join(job["id"] for job in found[:3]) + (", …" if len(found) > 3 else "")
         raise ClientError("ambiguous-job", f"{len(found)} jobs begin with {word!r}: {some}")
     return found[0]
+
+
+def _from(job: Mapping[str, Any], word: str) -> bool:
+    """Whether a path, if ``word`` is one, can be the job's source; where uploads came from nobody knows."""
+    return "/" not in word or job["origin"] == "upload" or str(job["source"]).endswith(word.lstrip("."))
 
 
 def _begins(job: str, word: str) -> bool:

@@ -18,11 +18,13 @@ from daemon.cli.progress import PLAIN_EVERY, clock_text, span_text
 from daemon.cli.words import age_text, bar, fraction_of, printable, remaining, short, size_text, state_text
 
 BAR = 16
+WIDE = 96
+"""Columns below which a table goes without some of what is told."""
 WAYS_OUT = {
     "unreadable-video": "look at the file with `ffprobe`; convert it, or send it again if the copy was cut short",
     "no-frames": "the file holds no picture that can be decoded: look at it with `ffprobe`",
     "no-such-file": "it was moved or removed since: put it back and `poseward retry`, or submit it again",
-    "too-many-failed-frames": "`poseward status JOB --json` names them; stages.max_failed_fraction sets the limit",
+    "too-many-failed-frames": "raise stages.max_failed_fraction if the others are worth having, then `poseward retry`",
     "too-long": "raise api.max_duration, or cut the video",
     "results-gone": "submit the video again with --recompute",
     "disk-full": "make room, then `poseward retry`",
@@ -36,7 +38,7 @@ def counts_line(counts: Mapping[str, int]) -> str:
 
 
 def progress_text(job: Mapping[str, Any], width: int = BAR) -> Text:
-    """A bar and percents, or as much as is known."""
+    """A bar and percents, or as much as is known; how it ended."""
     if job["state"] == "running":
         progress = job.get("progress") or {}
         fraction = fraction_of(job)
@@ -45,7 +47,7 @@ def progress_text(job: Mapping[str, Any], width: int = BAR) -> Text:
         return Text(str(progress.get("phase", "")), style="blue")
     if job["state"] == "done":
         return Text(f"same as {short(job['same_as'])}" if job["same_as"] else "", style="dim")
-    return Text("")
+    return Text(job["error"] or "", style="red")
 
 
 def frames_text(job: Mapping[str, Any]) -> str:
@@ -56,29 +58,30 @@ def frames_text(job: Mapping[str, Any]) -> str:
     return "" if job["frames"] is None else str(job["frames"])
 
 
-def table(jobs: Iterable[Mapping[str, Any]], now: float | None = None) -> Table:
-    """Jobs, one a line."""
+def table(jobs: Iterable[Mapping[str, Any]], width: int = 100, now: float | None = None) -> Table:
+    """Jobs, one a line of at most ``width`` characters, whatever their names are."""
     now = time.time() if now is None else now
-    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, expand=False)
+    narrow = width < WIDE
+    made = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     made.add_column("job", no_wrap=True, style="bold")
-    made.add_column("name", overflow="ellipsis", no_wrap=True, min_width=12)
+    # The other columns need 76 characters, or 67.
+    made.add_column("name", overflow="ellipsis", no_wrap=True, max_width=max(12, width - (67 if narrow else 76)))
     made.add_column("state", no_wrap=True)
-    made.add_column("progress", no_wrap=True)
-    made.add_column("frames", justify="right", no_wrap=True)
-    made.add_column("age", justify="right", no_wrap=True)
-    made.add_column("took", justify="right", no_wrap=True)
-    made.add_column("error", overflow="fold", style="red")
+    made.add_column("progress", no_wrap=True, overflow="ellipsis")
+    for name in ("frames", "age") if narrow else ("frames", "age", "took"):
+        made.add_column(name, justify="right", no_wrap=True)
     for job in jobs:
-        made.add_row(
+        cells: list[str | Text] = [
             short(job["id"]),
             printable(job["name"]),
             state_text(job["state"]),
             progress_text(job),
             frames_text(job),
             age_text(now - job["created"]),
-            "" if job["started"] is None else span_text(took(job, now)),
-            job["error"] or "",
-        )
+        ]
+        if not narrow:
+            cells.append("" if job["started"] is None else span_text(took(job, now)))
+        made.add_row(*cells)
     return made
 
 
@@ -119,6 +122,7 @@ def detail(job: Mapping[str, Any], console: Console, now: float | None = None) -
     if job["error"]:
         row("error", Text(f"{job['error']}: {job['message']}", style="red"))
         row("way out", WAYS_OUT.get(job["error"], "`poseward retry` goes on from the finished frames"))
+        row("log", f"poseward logs {job['id']}")
     else:
         row("note", job["message"])
     row("results", job["results"])

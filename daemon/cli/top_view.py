@@ -15,12 +15,12 @@ from rich.text import Text
 
 from daemon.cli.events import in_words
 from daemon.cli.health import exit_text, happened, problems, process_state, processes, verdict, way_out
-from daemon.cli.jobs_view import counts_line, frames_text, progress_text
+from daemon.cli.jobs_view import WIDE, counts_line, frames_text, progress_text
 from daemon.cli.progress import Rate, clock_text
 from daemon.cli.words import age_text, bar, level_style, printable, remaining, short, size_text
 
-WIDE, NARROW = 96, 72
-"""Columns below which a screen goes without some of what is told."""
+NARROW = 72
+"""Columns below which even more is left out than below `WIDE`."""
 LINES = 8
 """Events kept for the last part of the screen."""
 COUNTS = {"decode": "decoded", "detect": "detected", "mesh": "meshed", "track": "committed"}
