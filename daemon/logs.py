@@ -20,6 +20,8 @@ from typing import Any, cast
 
 import structlog
 
+from daemon.settings import Settings
+
 LEVELS = {
     "debug": logging.DEBUG,
     "info": logging.INFO,
@@ -110,6 +112,14 @@ class RotatingFile:
 
     def _numbered(self, number: int) -> Path:
         return self.path.with_name(f"{self.path.name}.{number}") if number else self.path
+
+
+def path_of(settings: Settings) -> Path:
+    """The file that `poseward serve` keeps its log in."""
+    from daemon.addresses import state_folder
+
+    own = settings.daemon.log_file
+    return Path(own).expanduser().absolute() if own else state_folder(settings) / "logs" / FILE
 
 
 def files(path: Path) -> list[Path]:

@@ -10,7 +10,6 @@ import contextlib
 import fcntl
 import os
 import queue
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -29,9 +28,10 @@ from daemon.config import ConfigError, Loaded
 from daemon.finishing import Exporter
 from daemon.images import ImageFailed, Images
 from daemon.metrics import Endpoint, Metrics
+from daemon.retention import Daemon, Retention
 from daemon.scheduler import Scheduler
 from daemon.settings import Settings
-from daemon.store import JobStore, State, StoredJob
+from daemon.store import JobStore, StoredJob
 from stages.jobs import JobEvent, StageEvent
 from stages.pipeline import Pipeline
 from stages.settings import PipelineSettings
@@ -41,7 +41,6 @@ STEP = 0.25
 MEMORY_EVERY = 5.0
 METRICS_EVERY = 1.0
 STATUS_EVERY = 2.0
-SWEEP_EVERY = 600.0
 API_SILENT = 30.0
 """Seconds without a turn of the API's thread after which the watchdog is no longer fed."""
 
@@ -144,6 +143,14 @@ class Service:
                 self._settings.stages, self._on_event, runtime=runtime, patient=True, wake=self._wake
             )
             stack.callback(self._pipeline.close)
+            around = Daemon(
+                self.call, self._scheduler.running, self.progress, self._readers.since, self._metrics.removed
+            )
+            log = logs.path_of(self._settings)
+            self._retention = Retention(
+                self.store, self._settings.retention, results, around, uploads=self._uploads, log=log
+            )
+            stack.callback(self._retention.stop)
             self._drop = self._drop_folder()
             if self._drop is not None:
                 stack.callback(self._drop.stop)
@@ -165,6 +172,7 @@ class Service:
             self._pipeline.start()
             self._scheduler.start(self._pipeline)
             self._server.start()
+            self._retention.start()
             if self._drop is not None:
                 self._drop.start()
             self._notifier.ready()
@@ -177,6 +185,7 @@ class Service:
             self._log.info("stopping", jobs=self._scheduler.running())
             if self._drop is not None:
                 self._drop.stop()
+            self._retention.stop()
             self._pipeline.close()
             self._scheduler.stop()
 
@@ -316,8 +325,6 @@ class Service:
                 problem,
                 self._server.connections,
             )
-        if self._is_due("sweep", SWEEP_EVERY):
-            self._uploads_sweep()
 
     def _reload_next(self) -> None:
         """The next stage, once all are ready again: work goes on with the others."""
@@ -362,12 +369,6 @@ class Service:
             done = f"{100 * progress['committed'] / total:.0f} %" if total else progress.get("phase", "")
             parts.append(f"{job.name} {done}")
         return f"{'; '.join(parts) or 'idle'}; {counts['queued']} waiting, {counts['done']} done"
-
-    def _uploads_sweep(self) -> None:
-        live = {
-            job.source for job in self.store.jobs([State.QUEUED, State.RUNNING, State.FAILED], limit=1_000_000)
-        }
-        threading.Thread(target=self._uploads.sweep, args=(live.__contains__,), daemon=True).start()
 
     def _drop_folder(self) -> Folder | None:
         if not self._settings.drop.folder:

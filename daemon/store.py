@@ -243,6 +243,12 @@ class JobStore:
         with self._reading():
             return [_job(row) for row in self._database.execute(query, (sha256,))]
 
+    def sharing(self, results: str, job: str) -> list[StoredJob]:
+        """Jobs whose results stand in this folder, or that point to this job."""
+        with self._reading():
+            rows = self._database.execute(f"{_SELECT} WHERE results = ? OR same_as = ?", (results, job))
+            return [_job(row) for row in rows]
+
     def has_folder(self, folder: str) -> bool:
         """Whether a job has this results folder's name."""
         with self._reading():

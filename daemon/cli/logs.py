@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from pathlib import Path
 
 import click
 
@@ -49,9 +48,9 @@ def logs(
 ) -> None:
     """Show the daemon's log: one job's story across all processes, or all of it."""
     from daemon import story
-    from daemon.logs import files
+    from daemon.logs import files, path_of
 
-    path = where(loaded)
+    path = path_of(loaded.settings)
     try:
         if not follow and not files(path):
             raise story.StoryError(f"no log at {path}: it is written by `poseward serve` (daemon.state)")
@@ -68,12 +67,3 @@ def logs(
         for line in story.follow(path) if follow else story.read(path):
             if line in chosen:
                 click.echo(json.dumps(line, ensure_ascii=False) if json_output else story.show(line))
-
-
-def where(loaded: Loaded) -> Path:
-    """The file that `poseward serve` keeps its log in."""
-    from daemon.addresses import state_folder
-    from daemon.logs import FILE
-
-    own = loaded.settings.daemon.log_file
-    return Path(own).expanduser().absolute() if own else state_folder(loaded.settings) / "logs" / FILE

@@ -37,10 +37,9 @@ Exit codes: 0 stopped; 1 a defect; 2 wrong configuration or a folder that cannot
 def serve(loaded: Loaded, verbose: bool) -> None:
     """Run as a service: drop folder, API, job store."""
     from daemon import logs
-    from daemon.cli.logs import where
 
     settings = loaded.settings.daemon
-    path, kept, problem = where(loaded), None, ""
+    path, kept, problem = logs.path_of(loaded.settings), None, ""
     try:
         kept = logs.RotatingFile(path, settings.log_mb << 20)
     except OSError as error:
