@@ -91,7 +91,7 @@ class Sockets:
         except zmq.Again:
             return None
         client = frames[0].bytes
-        self._arrived = int(frames[0].get(zmq.SRCFD))  # type: ignore[call-overload]
+        self._arrived = int(frames[0].get(zmq.SRCFD))
         return client, [frame.bytes for frame in frames[1:]]
 
     def is_deaf(self, client: bytes) -> bool:
