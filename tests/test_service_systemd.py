@@ -107,7 +107,7 @@ class Booted:
         return found
 
     def story(self) -> str:
-        return self.run("journalctl", "--no-pager", "-o", "cat", "-n", "80", check=False)
+        return self.run("journalctl", "--no-pager", "-o", "cat", "-n", "300", check=False)
 
 
 def until(true: Callable[[], bool], what: str, story: Callable[[], str] = str, patience: float = PATIENCE) -> None:
@@ -181,7 +181,7 @@ def systemd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Booted]:
 @pytest.fixture(scope="module")
 def installed(systemd: Booted) -> Booted:
     """The service, installed and running as `poseward service install` leaves it, but quick to restart."""
-    lines = [*FAST, 'stages.backend="tests.blocks"', 'stages.faults=["mesh:slow=0.05%1/1"]', 'api.roots=["/srv"]',
+    lines = [*FAST, 'stages.backend="tests.blocks"', 'stages.faults=["mesh:slow=0.03%1/1"]', 'api.roots=["/srv"]',
              'results.folder="/srv/results"', 'daemon.state="/srv/state"']  # fmt: skip
     systemd.path("/srv/poseward.toml").write_text("\n".join(lines))
     more = systemd.path(f"/etc/systemd/system/{NAME}.d/test.conf")
@@ -341,15 +341,19 @@ def test_a_users_own_service(systemd: Booted) -> None:
 
     said = user("install", "--config", "/srv/own.toml", "--yes")
     assert "done: write /srv/user/systemd/user/poseward.service" in said and "enable-linger root" in said, said
-    write_squares(systemd.path("/srv/own.mp4"), 170)
+    write_squares(systemd.path("/srv/own.mp4"), 60)
     with Client(f"ipc://{systemd.path('/srv/own-state/api.sock')}", patience=PATIENCE) as asked:
         main = show("MainPID")
         status = systemd.path(f"/proc/{main}/status").read_text()
         assert "NoNewPrivs:\t1" in status and "Seccomp:\t2" in status, status
         systemd.run("kill", "-KILL", main)
-        until(lambda: show("NRestarts") == "1" and show("ActiveState") == "active", "a restart", systemd.story)
+        until(
+            lambda: show("NRestarts") not in ("", "0") and show("ActiveState") == "active",
+            "a restart",
+            systemd.story,
+        )
         job = asked.wait(asked.submit("/srv/own.mp4")["id"], PATIENCE)
-        assert job["state"] == "done" and job["frames"] == 170, job
+        assert job["state"] == "done" and job["frames"] == 60, job
     until(lambda: "1 done" in show("StatusText"), "STATUS", systemd.story)
     assert "it says: idle" in user("status")
     assert "done: remove" in user("uninstall", "--yes")
