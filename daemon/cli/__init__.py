@@ -16,7 +16,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "wait": ("daemon.cli.jobs:wait", "Wait until jobs have ended, and show how they go."),
     "cancel": ("daemon.cli.jobs:cancel", "Cancel jobs that are queued or running."),
     "retry": ("daemon.cli.jobs:retry", "Queue failed or cancelled jobs again."),
-    "results": ("daemon.cli.jobs:results", "Show the results of a job that is done, and fetch them."),
+    "results": ("daemon.cli.results:results", "Show the results of a job that is done, and fetch them."),
     "top": ("daemon.cli.top:top", "Watch the running daemon: stages, jobs, memory."),
     "health": ("daemon.cli.health:health", "Say whether the running daemon is well."),
     "events": ("daemon.cli.events:events", "Print what happens in the running daemon, as it happens."),
