@@ -500,3 +500,18 @@ def test_without_systemd_the_unit_is_shown_and_nothing_done(
 def test_a_size_that_is_none_is_refused(command: Callable[..., tuple[int, str]]) -> None:
     code, said = command("install", "--user", "--memory-max", "12 gigs")
     assert code == 1 and "poseward: bad-size: " in said
+
+
+def test_with_sudo_it_is_the_users_configuration(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    from daemon.cli.service import _load
+
+    user = Account("user", os.getuid() + 1, 1, "user", frozenset({1}), fake.home)
+    monkeypatch.setattr("daemon.service.plan.account_for", lambda machine, choices: user)
+    monkeypatch.chdir(fake.root)
+    roots, users = fake.folder / "root-config/poseward", fake.home / ".config/poseward"
+    for folder in (roots, users):
+        folder.mkdir(parents=True)
+        (folder / "poseward.toml").write_text("[stages.mesh]\nbatch = 2\n")
+    machine = fake.machine(os.getuid(), XDG_CONFIG_HOME=str(roots.parent))
+    assert _load(None, (), machine, Choices()).file == users / "poseward.toml"
+    assert _load(roots / "poseward.toml", (), machine, Choices()).file == roots / "poseward.toml"

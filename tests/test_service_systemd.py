@@ -24,7 +24,7 @@ from daemon.service.units import NAME, Unit, render
 from tests.daemons import FAST
 from tests.harness import write_squares
 
-PATIENCE = 120.0
+PATIENCE = float(os.environ.get("POSEWARD_TEST_PATIENCE", "120"))
 CHECKOUT = Path(__file__).resolve().parent.parent
 SYSTEMD = next((str(p) for p in map(Path, ("/usr/lib/systemd/systemd", "/lib/systemd/systemd")) if p.exists()), "")
 PROGRAM = Path(sys.executable).parent / "poseward"

@@ -7,12 +7,16 @@ import sys
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from daemon.cli.options import as_json
 from daemon.service.units import ServiceError
+
+if TYPE_CHECKING:
+    from daemon.config import Loaded
+    from daemon.service.plan import Choices, Machine
 
 
 def _named(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -166,15 +170,12 @@ def status(user_unit: bool, json_output: bool) -> None:
     sys.exit(found.exit_code)
 
 
-def _load(config_file: Path | None, sets: tuple[str, ...], machine: Any, choices: Any) -> Any:
+def _load(config_file: Path | None, sets: tuple[str, ...], machine: Machine, choices: Choices) -> Loaded:
     """The configuration that the service's user would find, which with sudo is not root's."""
-    from daemon.config import FILE_NAME, load
+    from daemon.config import find_file, load
     from daemon.service.plan import account_for
 
-    loaded = load(config_file, sets=sets)
     account = account_for(machine, choices)
-    if loaded.file is None and account.home is not None and account.uid != machine.uid:
-        own = account.home / ".config/poseward" / FILE_NAME
-        if own.is_file():
-            return load(own, sets=sets)
-    return loaded
+    if config_file is None and account.home is not None and account.uid != machine.uid:
+        config_file = find_file({**machine.environ, "XDG_CONFIG_HOME": str(account.home / ".config")})
+    return load(config_file, environ=machine.environ, sets=sets)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import grp
 import os
 import pwd
 import subprocess
@@ -116,8 +117,6 @@ def account_for(machine: Machine, choices: Choices) -> Account:
 
 
 def _account(entry: pwd.struct_passwd) -> Account:
-    import grp
-
     try:
         group = grp.getgrgid(entry.pw_gid).gr_name
     except KeyError:

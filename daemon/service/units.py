@@ -52,7 +52,7 @@ class Unit:
         memory_high: above this the kernel slows the service down (see `check_memory`), or None.
         memory_max: above this the kernel kills a stage, or None.
         loopback: nobody but this machine may talk to the service.
-        wsl: whether this is WSL, whose CUDA library stands outside the linker's path.
+        wsl: whether this is WSL with a GPU, whose device and CUDA library stand elsewhere.
     """
 
     user_unit: bool
@@ -120,6 +120,7 @@ def render(unit: Unit) -> str:
         "MOUNTS": "\n".join(f"RequiresMountsFor={quote_path(path)}" for path in unit.mounts),
         "MEMORY": "\n".join(memory)
         or "# MemoryHigh= and MemoryMax=: `poseward service install --memory-max 12G`.",
+        "DEVICES": "/dev/dxg rw" if unit.wsl else "char-nvidia* rw",
         "NETWORK": "\n".join(network),
     }
     text = template(unit.user_unit)
