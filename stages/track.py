@@ -247,6 +247,9 @@ class Track:
         self._folds: dict[int, Fold] = {}
         self._waiting: dict[int, dict[int, Message]] = {}
         self._skipped: dict[int, dict[int, str]] = {}
+        self._finished: set[int] = set()
+        """Until the owner drops them: it may have asked twice for a job, and the second request must not open again,
+        and cut, what the first has finished."""
 
     def run(self) -> None:
         self._loop.run(self._turn)
@@ -274,7 +277,7 @@ class Track:
             waiting.clear()
 
     def _open(self, job: int, folder: Path, info: Mapping[str, Any]) -> None:
-        if job in self._folds:
+        if job in self._folds or job in self._finished:
             return
 
         def doing(frame: int) -> AbstractContextManager[object]:
@@ -296,6 +299,7 @@ class Track:
             fold.close()
         self._waiting.pop(job, None)
         self._skipped.pop(job, None)
+        self._finished.discard(job)
 
     def _take(self, data: bytes) -> None:
         try:
@@ -338,6 +342,7 @@ class Track:
     def _finish(self, message: EndMessage, fold: Fold) -> None:
         with self._link.working({"stage": "track", "work": [[message.job, WHOLE_JOB]]}):
             tally = fold.finish()
+        self._finished.add(message.job)
         del self._folds[message.job]
         del self._waiting[message.job]
         self._link.send(

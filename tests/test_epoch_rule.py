@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from stages.jobs import JobDone
 from stages.results import read_results
+from supervisor import events as ev
 from tests.epoch_world import World
 
 JOBS = (14, 3)
@@ -93,3 +94,25 @@ def test_frames_that_keep_killing_are_failed_and_all_are_there_once(steps: Steps
                     # Jobs are numbered from 1 in the order of their opening: the urgent one may come first.
                     deaths = [world.deaths[record.failed.stage, job, record.frame] for job in (1, 2)]
                     assert max(deaths) >= 3, (record.frame, record.failed)
+
+
+def test_a_late_request_for_a_finished_job_does_not_cut_its_results() -> None:
+    """The owner asks track for a job again when decode opens it anew before track has answered."""
+    with tempfile.TemporaryDirectory() as folder, World(Path(folder), JOBS) as world:
+        track = world.processes["track"]
+        requests = {}
+        finished = None
+        while finished is None:
+            for process in world.processes.values():
+                for _ in range(len(process.out)):
+                    world.hear(process)
+                requests |= {said["job"]: (kind, said) for kind, said in track.told if kind == "job"}
+                process.heard.extend(process.told)
+                process.told.clear()
+                process.step()
+            said = [event for event in track.out if isinstance(event, ev.Message) and event.kind == "finished"]
+            finished = next((event.payload["job"] for event in said), None)
+        track.heard.append(requests[finished])
+        track.step()
+        world.finish()
+        assert [world.results(number).read_bytes() for number in range(len(JOBS))] == list(undisturbed())
