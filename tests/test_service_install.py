@@ -145,6 +145,7 @@ def test_settings_of_the_environment_go_with_the_service(fake: Fake) -> None:
     environ = {"POSEWARD_STAGES__MESH__PYTHON": "/opt/my env/bin/python", "POSEWARD_CONFIG": "x", "OTHER": "y"}
     system = plan(fake, machine=fake.machine(os.getuid(), XDG_STATE_HOME="/s", **environ))
     assert system.unit.environment == [("POSEWARD_STAGES__MESH__PYTHON", "/opt/my env/bin/python")]
+    assert ("environment", "POSEWARD_STAGES__MESH__PYTHON=/opt/my env/bin/python") in system.folders
     state = str(fake.folder / "s")
     own = plan(fake, user_unit=True, machine=fake.machine(os.getuid(), XDG_STATE_HOME=state, **environ))
     assert ("XDG_STATE_HOME", state) in own.unit.environment and Path(state, "poseward") in own.missing

@@ -207,6 +207,8 @@ def make_plan(loaded: Loaded, machine: Machine, choices: Choices, *, here: Path 
         folders=[
             ("user", account.name),
             ("configuration", str(file) if file else "the defaults"),
+            *(("environment", f"{name}={value}") for name, value in unit.environment),
+            *(("setting", item) for item in choices.sets),
             *shown,
             ("API", found.requests),
         ],
