@@ -10,11 +10,12 @@ FAULTS ?= 200
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.poseward-installed
 
-.PHONY: help env models demo test lint chaos clean
+.PHONY: help env models demo test test-node lint chaos clean
 
 help:
 	@echo "make demo [VIDEO=path]  run the whole pipeline on the project's clip, or on your video"
 	@echo "make test               lint, type-check and run all tests"
+	@echo "make test-node          the tests of the Node.js client only (make test runs them too)"
 	@echo "make lint               ruff and mypy only"
 	@echo "make chaos [FAULTS=200] the long test that kills processes at random"
 	@echo "make clean              remove the environment, caches and the demo's results"
@@ -60,6 +61,14 @@ endif
 
 test: lint models
 	$(BIN)/python -m pytest
+	@$(MAKE) --no-print-directory test-node
+
+# The Node.js client against real daemons. Without Node there is nothing to test, and it is said so.
+test-node: $(INSTALLED)
+	@if command -v npm >/dev/null && node -e 'process.exit(Number(process.versions.node.split(".")[0]) < 18)'; then \
+	  cd clients/node && npm ci --no-progress && npm run types && \
+	  POSEWARD_PYTHON="$(abspath $(BIN))/python" npm test; \
+	else echo "skipped: the tests of clients/node need Node.js 18 or later, with npm"; fi
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

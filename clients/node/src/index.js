@@ -1,0 +1,2 @@
+export { Client, defaultAddress } from "./client.js";
+export { PosewardError } from "./errors.js";
