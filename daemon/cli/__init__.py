@@ -20,7 +20,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "top": ("daemon.cli.top:top", "Watch the running daemon: stages, jobs, memory."),
     "health": ("daemon.cli.health:health", "Say whether the running daemon is well."),
     "events": ("daemon.cli.events:events", "Print what happens in the running daemon, as it happens."),
-    "logs": ("daemon.cli.logs:logs", "Show the daemon's log: one job's story across all processes, or all of it."),
+    "logs": ("daemon.cli.logs:logs", "Show one job's story across all processes, or the whole log."),
     "reset": ("daemon.cli.health:reset", "Start a stage that has given up."),
     "reload": ("daemon.cli.health:reload", "Restart stages with the code that is on disk now."),
     "drain": ("daemon.cli.health:drain", "Begin no more jobs; what runs is finished."),

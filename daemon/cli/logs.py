@@ -46,7 +46,7 @@ def logs(
     follow: bool,
     json_output: bool,
 ) -> None:
-    """Show the daemon's log: one job's story across all processes, or all of it."""
+    """Show one job's story across all processes, or the whole log."""
     from daemon import story
     from daemon.logs import files, path_of
 
