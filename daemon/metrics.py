@@ -7,6 +7,7 @@ docs/grafana.json and docs/alerts.yml are built on them.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import ipaddress
 import math
@@ -259,6 +260,9 @@ class Metrics:
         for key, value in values.items():
             if value is not None:
                 self._process_gauges[key].labels(*labels).set(value)
+            else:
+                with contextlib.suppress(KeyError):  # what is not known any more must not stand still
+                    self._process_gauges[key].remove(*labels)
         self._process_info.labels(*labels).info(
             {key: process[key] or "" for key in ("fingerprint", "python", "device")}
         )

@@ -92,8 +92,8 @@ def follow(
 
 
 def find_job(lines: Iterable[Line], text: str) -> str:
-    """The id of the job that ``text`` means: an id, the beginning of exactly one, or the name or path of a file
-    (the latest job of that name).
+    """The id of the job that ``text`` means: an id, the beginning of exactly one (or of its last part, as `poseward
+    status` shows it), or the name or path of a file (the latest job of that name).
 
     Raises:
         StoryError: there is none, or an id's beginning fits several.
@@ -105,7 +105,7 @@ def find_job(lines: Iterable[Line], text: str) -> str:
             names.update(str(line[key]) for key in ("name", "source") if key in line)
     if text in named:
         return text
-    begin = [job for job in named if job.startswith(text)]
+    begin = [job for job in named if job.startswith(text) or job.rpartition("-")[2].startswith(text)]
     if len(begin) == 1:
         return begin[0]
     called = [job for job, names in named.items() if text in names or str(Path(text).absolute()) in names]
@@ -150,8 +150,9 @@ class Story:
         )
 
 
-def show(line: Mapping[str, Any]) -> str:
-    """A line for a person: time, what happened, the rest; traces and last words below it, indented."""
+def show(line: Mapping[str, Any], job: str | None = None) -> str:
+    """A line for a person: time, what happened, the rest; traces and last words below it, indented. ``job`` is the
+    one that all is about: it need not be named again in every line."""
     stamp = str(line.get("timestamp", ""))
     moment = _seconds(line)
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(moment)) if moment else stamp[:19].replace("T", " ")
@@ -168,7 +169,7 @@ def show(line: Mapping[str, Any]) -> str:
     rest = " ".join(
         f"{key}={value}"
         for key, value in line.items()
-        if key not in _KNOWN and key not in _LONG and value is not None
+        if key not in _KNOWN and key not in _LONG and value is not None and (key, value) != ("job", job)
     )
     first = f"{when} {mark}{what}{': ' if said else ''}{said}{f'  ({rest})' if rest else ''}"
     below = []

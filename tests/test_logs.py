@@ -178,7 +178,7 @@ def test_levels_times_and_jobs_by_prefix_or_name() -> None:
         ("failed", {"job": "20260102-cc", "level": "error"}),
     )
     assert [line["job"] for line in lines if line in story.Story(story.Wanted(level="warning"))] == ["20260102-cc"]
-    assert story.find_job(lines, "20260102") == "20260102-cc"
+    assert story.find_job(lines, "20260102") == "20260102-cc" == story.find_job(lines, "cc")
     assert story.find_job(lines, "clip.mp4") == "20260101-bb", "the latest of that name"
     assert story.find_job(lines, "/x/clip.mp4") == "20260101-aa"
     with pytest.raises(story.StoryError, match="write more of one"):
@@ -260,7 +260,7 @@ def test_the_story_of_a_job_whose_stages_die_and_whose_daemon_is_killed(tmp_path
         assert "Segmentation fault" in segv["stack_dump"] and "string_at" in segv["stack_dump"]
         assert segv["level"] == "warning" and 5 in segv.get("frames", [segv.get("frame")])
         assert "InjectedError" in raised["traceback"] and raised["job"] == job and raised["process"] == "detect"
-        for text in (job, job[:-2], "clip.mp4", str(clip)):
+        for text in (job, job[:-2], job[-8:], "clip.mp4", str(clip)):
             shown = run_logs(daemon, text)
             assert shown.returncode == 0, shown.stderr
         events = [r"submitted", r"taken", r"begun", r"mesh died: killed by signal", r"stack dump:", r"starting",

@@ -66,4 +66,4 @@ def logs(
     with contextlib.suppress(KeyboardInterrupt):
         for line in story.follow(path) if follow else story.read(path):
             if line in chosen:
-                click.echo(json.dumps(line, ensure_ascii=False) if json_output else story.show(line))
+                click.echo(json.dumps(line, ensure_ascii=False) if json_output else story.show(line, wanted.job))
