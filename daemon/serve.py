@@ -113,7 +113,7 @@ class Service:
         self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._stop = 0
         self._reloading: deque[str] = deque()
-        self._problems: deque[str] = deque(maxlen=20)
+        self._incidents: deque[str] = deque(maxlen=20)
         self._due: dict[str, float] = {}
         self._cleanup = contextlib.ExitStack()
         with contextlib.ExitStack() as stack:
@@ -227,9 +227,12 @@ class Service:
 
     def health(self) -> dict[str, Any]:
         """Only in the loop."""
-        problems = list(self._problems)
+        problems = []
         if self._scheduler.problem:
-            problems.insert(0, f"no job is begun: {self._scheduler.problem}")
+            problems.append(f"no job is begun: {self._scheduler.problem}")
+        drop = self._drop.status() if self._drop is not None else None
+        if drop is not None and drop["problem"]:
+            problems.append(f"drop folder: {drop['problem']}")
         return {
             **self.hello(),
             "uptime": time.time() - self.started,
@@ -237,7 +240,8 @@ class Service:
             "clients": self._server.connections,
             "queue": self.store.counts(),
             "jobs": [self.job_map(job) for job in self._running_jobs()],
-            "drop": self._drop.status() if self._drop is not None else None,
+            "drop": drop,
+            "incidents": list(self._incidents),
             "api": {"requests": self._where.requests, "events": self._where.events},
             **health.of_pipeline(self._pipeline.status(), self._settings.stages, problems),
         }
@@ -342,7 +346,7 @@ class Service:
             known = {"stage": event.stage, "state": event.state, "message": event.message}
             line = telling.stage_line(event)
             if telling.is_problem(event):
-                self._problems.append(f"{time.strftime('%H:%M:%S')} {event.stage} {event.state}: {event.message}")
+                self._incidents.append(f"{time.strftime('%H:%M:%S')} {event.stage} {event.state}: {event.message}")
                 self._log.warning("stage", **line)
             else:
                 self._log.info("output" if event.state == "output" else "stage", **line)

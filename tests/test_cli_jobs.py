@@ -230,10 +230,12 @@ def test_health_reload_reset(daemon: Daemon) -> None:
 def test_what_was_dealt_with_is_no_problem_any_more() -> None:
     past, now = "10:11:12 mesh died: killed; again in 0.1 s", "mesh: open circuit: no such file"
     process = {"state": "ready", "stage": "mesh"}
-    found = {"problems": [now, past], "ready": True, "draining": False, "processes": {"mesh": process}}
+    found = {
+        "problems": [now], "incidents": [past], "ready": True, "draining": False, "processes": {"mesh": process}
+    }  # fmt: skip
     assert problems(found) == [now] and happened(found) == [past]
     assert verdict(found)[0] == "1 problem"
-    assert verdict({**found, "problems": [past]})[0] == "well"
+    assert verdict({**found, "problems": []})[0] == "well"
     loading = {"mesh": {**process, "state": "loading"}}
     assert verdict({**found, "problems": [], "ready": False, "processes": loading})[0] == "not ready: mesh"
 

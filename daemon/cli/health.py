@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 import time
 from collections.abc import Mapping
@@ -15,8 +14,6 @@ from daemon.cli.options import as_json
 
 PROBLEMS = 1
 EVERY = 0.5
-PAST = re.compile(r"\d\d:\d\d:\d\d ")
-"""What begins with a time of day has happened and been dealt with: it is told, and is no problem any more."""
 
 
 @click.command(
@@ -47,12 +44,12 @@ def health(json_output: bool, connection: Connection) -> None:
 
 def problems(found: Mapping[str, Any]) -> list[str]:
     """What is wrong now."""
-    return [text for text in found["problems"] if not PAST.match(text)]
+    return list(found["problems"])
 
 
 def happened(found: Mapping[str, Any]) -> list[str]:
-    """What went wrong and was dealt with, oldest first."""
-    return [text for text in found["problems"] if PAST.match(text)]
+    """What went wrong lately and was mended."""
+    return list(found.get("incidents", ()))
 
 
 def processes(found: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:

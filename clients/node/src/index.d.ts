@@ -153,6 +153,8 @@ export interface Health extends Hello {
   memory: { total: number; available: number; device: { index: number; name: string; total: number; free: number }[] };
   /** Empty: all is well. */
   problems: string[];
+  /** The last things that went wrong and were mended. */
+  incidents: string[];
 }
 
 export type Event =
