@@ -89,6 +89,9 @@ class Decode:
     # -- what the owner says -----------------------------------------------------------------------
 
     def _control(self, kind: str, payload: dict[str, Any]) -> None:
+        if kind == "keep":
+            self._keep({int(job) for job in payload["jobs"]})
+            return
         job = int(payload["job"])
         if kind == "open":
             self._open(job, str(payload["source"]), bool(payload["urgent"]))
@@ -149,6 +152,11 @@ class Decode:
         for key in [key for key in self._found if key[0] == job]:
             self._release(self._found.pop(key).slot)
         self._replay = [pending for pending in self._replay if pending.job != job]
+
+    def _keep(self, jobs: set[int]) -> None:
+        """Free the slots that an earlier life filled for jobs other than these."""
+        for key in [key for key in self._found if key[0] not in jobs]:
+            self._release(self._found.pop(key).slot)
 
     def _new_epoch(self) -> None:
         self._replay = list(self._pending.values())

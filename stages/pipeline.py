@@ -229,6 +229,9 @@ class Pipeline:
         self._ready.add(name)
         stage = stage_of(name)
         self._supervisor.send(name, "epoch", {"epoch": self._epoch})
+        if stage == "decode":
+            # Jobs may have ended while it was dead: nobody will ask for their frames, and their slots are free.
+            self._supervisor.send(name, "keep", {"jobs": sorted(self._active)})
         for active in self._active.values():
             if stage == "decode":
                 self._open(active)

@@ -366,8 +366,7 @@ class World:
     def finish(self, most_rounds: int = 600) -> None:
         """Fair turns for all, without further accidents, until every job has ended."""
         for _ in range(most_rounds):
-            if self.ended() == len(self._jobs):
-                return
+            ended = self.ended() == len(self._jobs)
             moved, sent = False, sum(len(pipe.ever) for pipe in self.pipes.values())
             for process in self.processes.values():
                 moved |= bool(process.out or process.told)
@@ -379,9 +378,22 @@ class World:
                 process.told.clear()
                 moved |= process.step()
             if not moved and sent == sum(len(pipe.ever) for pipe in self.pipes.values()):
+                if ended:
+                    return
                 self.now += 30.0  # longer than a stall may last
                 self.pipeline.step(0.0)
         raise AssertionError(f"not done after {most_rounds} rounds: {self.events[-20:]}")
+
+    def kept(self) -> dict[str, Any]:
+        """What is still held of any job: nothing, after the last has ended."""
+        found: dict[str, Any] = {"ring": self.pipeline._ring.entries(), "deaths": self.pipeline._ledger._deaths}
+        for name, process in self.processes.items():
+            for attribute in ("_readings", "_pending", "_replay", "_skipped", "_isolated", "_found", "_inbox",
+                              "_folds", "_waiting", "_finished"):  # fmt: skip
+                if attribute != "_found" or name == "decode":  # of workers: a bounded memory
+                    found[f"{name}.{attribute}"] = getattr(process.stage, attribute, None)
+        free = self._settings.slots - len(self.processes["decode"].stage._free)
+        return {name: what for name, what in {**found, "slots": free}.items() if what}
 
     def ended(self) -> int:
         return sum(isinstance(event, JobDone | JobFailed) for event in self.events)

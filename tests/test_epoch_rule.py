@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import tempfile
 from pathlib import Path
+from random import Random
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -14,7 +15,7 @@ from stages.results import read_results
 from supervisor import events as ev
 from tests.epoch_world import World
 
-JOBS = (14, 3)
+JOBS = (9, 3, 1)
 ACCIDENTS = 8
 """Fewer than the replays without progress after which a job is given up."""
 
@@ -66,9 +67,7 @@ def check_order(world: World) -> None:
         assert world.journaled[f"job{number}"] == list(range(frames))
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
-@given(st.lists(STEP, min_size=300, max_size=900))
-def test_any_interleaving_gives_the_results_of_an_undisturbed_run(steps: Steps) -> None:
+def check(steps: Steps) -> None:
     with tempfile.TemporaryDirectory() as folder, World(Path(folder), JOBS) as world:
         play(world, steps)
         world.finish()
@@ -76,6 +75,22 @@ def test_any_interleaving_gives_the_results_of_an_undisturbed_run(steps: Steps) 
         assert sum(isinstance(event, JobDone) for event in world.events) == len(JOBS), world.events[-3:]
         for number, expected in enumerate(undisturbed()):
             assert world.results(number).read_bytes() == expected
+        assert world.kept() == {}
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.lists(STEP, min_size=300, max_size=900))
+def test_any_interleaving_gives_the_results_of_an_undisturbed_run(steps: Steps) -> None:
+    check(steps)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.integers(0, 2**32))
+def test_long_schedules(seed: int) -> None:
+    """What lists of steps seldom reach: jobs that end in the middle of it all."""
+    chance = Random(seed)
+    steps = [(chance.randrange(100), chance.randrange(1024), chance.randrange(1024)) for _ in range(1500)]
+    check(steps)
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
@@ -85,6 +100,7 @@ def test_frames_that_keep_killing_are_failed_and_all_are_there_once(steps: Steps
         play(world, steps)
         world.finish()
         check_order(world)
+        assert world.kept() == {}
         for number, frames in enumerate(JOBS):
             with read_results(world.results(number)) as results:
                 records = list(results)
@@ -92,7 +108,7 @@ def test_frames_that_keep_killing_are_failed_and_all_are_there_once(steps: Steps
             for record in records:
                 if record.failed is not None:
                     # Jobs are numbered from 1 in the order of their opening: the urgent one may come first.
-                    deaths = [world.deaths[record.failed.stage, job, record.frame] for job in (1, 2)]
+                    deaths = [world.deaths[record.failed.stage, job, record.frame] for job in (1, 2, 3)]
                     assert max(deaths) >= 3, (record.frame, record.failed)
 
 
@@ -116,3 +132,23 @@ def test_a_late_request_for_a_finished_job_does_not_cut_its_results() -> None:
         track.step()
         world.finish()
         assert [world.results(number).read_bytes() for number in range(len(JOBS))] == list(undisturbed())
+
+
+def test_decode_s_death_at_the_end_of_a_job_leaves_no_slot_taken() -> None:
+    """Nobody tells the dead that the job has ended, and its successor finds the frames in the ring."""
+    with tempfile.TemporaryDirectory() as folder, World(Path(folder), (3,)) as world:
+        decode, track = world.processes["decode"], world.processes["track"]
+        for _ in range(100):
+            for process in world.processes.values():
+                for _ in range(len(process.out)):
+                    world.hear(process)
+                if process is not decode or not world.journaled:  # it hears of no commit
+                    process.heard.extend(process.told)
+                    process.told.clear()
+                process.step()
+            if any(isinstance(event, ev.Message) and event.kind == "finished" for event in track.out):
+                break
+        world.bury(decode)
+        assert len(world.pipeline._ring.entries()) == 3
+        world.finish()
+        assert world.kept() == {}
