@@ -97,8 +97,12 @@ def test_troubles_are_on_the_screen() -> None:
         "mesh-1": process("mesh", state="loading", fraction=0.4, restarts=3, last_exit=last, device_used=6 * GB),
         "mesh-2": process("mesh", state="open circuit", pid=None, rss=0, peak_rss=0),
     }
-    wrong = ["mesh-2: open circuit: CUDA error", "10:11:12 mesh-1 died: killed: by SIGKILL; again in 1.0 s"]
-    watched.answered(answer(5, processes=processes, problems=wrong, ready=False, draining=True))
+    wrong, past = (
+        ["mesh-2: open circuit: CUDA error"],
+        ["10:11:12 mesh-1 died: killed: by SIGKILL; again in 1.0 s"],
+    )
+    found = answer(5, processes=processes, problems=wrong, incidents=past, ready=False, draining=True)
+    watched.answered(found)
     text = shown(watched, 120)
     assert "1 problem " in text and "! mesh-2: open circuit: CUDA error" in text and "poseward reset mesh" in text
     assert "10:11:12  mesh-1 died" in text, "what happened before this screen was opened"
