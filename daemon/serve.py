@@ -34,6 +34,7 @@ from daemon.settings import Settings
 from daemon.store import JobStore, StoredJob
 from stages.jobs import JobEvent, StageEvent
 from stages.pipeline import Pipeline
+from stages.processes import stage_of
 from stages.settings import PipelineSettings
 
 STEP = 0.25
@@ -113,6 +114,7 @@ class Service:
         self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._stop = 0
         self._reloading: deque[str] = deque()
+        self._leaving: set[int | None] = set()
         self._incidents: deque[str] = deque(maxlen=20)
         self._due: dict[str, float] = {}
         self._cleanup = contextlib.ExitStack()
@@ -335,8 +337,11 @@ class Service:
         if not self._reloading:
             return
         status = self._pipeline.status()
-        if len(status["ready"]) == len(status["processes"]):
+        pids = {name: state.pid for name, state in status["processes"].items()}
+        # One that was asked to leave counts as ready until it has.
+        if len(status["ready"]) == len(pids) and not self._leaving.intersection(pids.values()):
             stage = self._reloading.popleft()
+            self._leaving = {pid for name, pid in pids.items() if stage_of(name) == stage}
             self._log.info("reload", stage=stage)
             self._pipeline.restart(stage, "reload")
 

@@ -273,6 +273,21 @@ def test_the_story_of_a_job_whose_stages_die_and_whose_daemon_is_killed(tmp_path
         assert missing.returncode == 1 and "no job 'nothing.mp4'" in missing.stderr
 
 
+def test_stages_are_reloaded_one_after_the_other(tmp_path: Path) -> None:
+    with Daemon(tmp_path) as daemon, daemon.client() as client:
+        until(lambda: client.health()["ready"], "all stages")
+        before = len(lines_of(daemon))
+        client.reload()
+        until(lambda: sum(line.get("state") == "ready" for line in lines_of(daemon)[before:]) == 4, "four returns")
+        told = [
+            (line["stage"], line.get("state", "asked"))
+            for line in lines_of(daemon)[before:]
+            if line["event"] == "reload" or line.get("state") in ("ended", "ready")
+        ]
+        stages = ["decode", "detect", "mesh", "track"]
+        assert told == [(stage, state) for stage in stages for state in ("asked", "ended", "ready")]
+
+
 def test_no_log_and_an_unusable_place(tmp_path: Path) -> None:
     daemon = Daemon(tmp_path)
     nothing = run_logs(daemon)
