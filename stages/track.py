@@ -8,6 +8,7 @@ journal's tail again.
 
 from __future__ import annotations
 
+import errno
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -17,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from stages.journal import Journal, JournalError
+from stages.journal import Journal, JournalError, JournalFullError
 from stages.loop import StageLoop
 from stages.protocols import Backend, Tracker, find_backend
 from stages.records import Failure, FrameRecord, People
@@ -287,7 +288,7 @@ class Track:
         try:
             fold = Fold(folder, self._backend, self._config, info, skipped, doing)
         except (JournalError, OSError) as error:
-            self._link.send("unwritable", {"job": job, "error": "journal", "message": str(error)})
+            self._link.send("unwritable", {"job": job, "error": _error_name(error), "message": str(error)})
             return
         self._folds[job] = fold
         self._waiting[job] = {}
@@ -321,7 +322,7 @@ class Track:
                     return
                 self._commit(ready, fold)
             except (JournalError, OSError) as error:
-                self._link.send("unwritable", {"job": message.job, "error": "journal", "message": str(error)})
+                self._link.send("unwritable", {"job": message.job, "error": _error_name(error), "message": str(error)})
                 self._close(message.job)
                 return
         for frame in [frame for frame in waiting if frame < fold.next_frame]:
@@ -353,3 +354,10 @@ class Track:
                 "failures": [[n, f.stage, f.reason] for n, f in sorted(tally.failures.items())],
             },
         )  # fmt: skip
+
+
+def _error_name(error: Exception) -> str:
+    """The stable name of what keeps a job from being written down."""
+    cause = error if isinstance(error, OSError) and error.errno else error.__cause__
+    full = isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return "disk-full" if full or isinstance(error, JournalFullError) else "cannot-write-results"
