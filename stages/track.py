@@ -322,7 +322,9 @@ class Track:
                     return
                 self._commit(ready, fold)
             except (JournalError, OSError) as error:
-                self._link.send("unwritable", {"job": message.job, "error": _error_name(error), "message": str(error)})
+                self._link.send(
+                    "unwritable", {"job": message.job, "error": _error_name(error), "message": str(error)}
+                )
                 self._close(message.job)
                 return
         for frame in [frame for frame in waiting if frame < fold.next_frame]:
