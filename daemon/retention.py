@@ -15,7 +15,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass
@@ -30,6 +30,7 @@ from daemon.store import JobStore, State, StoredJob, StoreError
 
 EVERY = 600.0
 """Seconds between two rounds."""
+PAGE = 200
 REMOVED = ".poseward-removed."
 """Begins the name of a folder that is being removed."""
 _PATIENCE = 0.5
@@ -113,7 +114,7 @@ class Retention:
         Raises:
             StoreError: the store cannot be read.
         """
-        jobs = self._store.jobs(limit=1_000_000)
+        jobs = list(self._all_jobs())
         now = self._clock()
         found = decide(
             jobs,
@@ -231,7 +232,14 @@ class Retention:
             return False
         return hidden
 
-    # -- what is on disk ----------------------------------------------------------------------------------------
+    # -- what there is ----------------------------------------------------------------------------------------
+
+    def _all_jobs(self) -> Iterator[StoredJob]:
+        """In pages, so that the store is free for others in between."""
+        before = None
+        while page := self._store.jobs(limit=PAGE, before=before):
+            yield from page
+            before = page[-1].number
 
     def _results_of(self, jobs: Iterable[StoredJob], now: float) -> dict[str, Standing]:
         """The results folders of these jobs that are on disk. Looks into them only where that can matter."""

@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from daemon import places, summary
 from daemon.api.uploads import ABANDONED_AFTER, Uploads
+from daemon.cli import cli
 from daemon.logs import RotatingFile
 from daemon.pruning import DAY, GIGABYTE, IDLE, Standing, decide
 from daemon.retention import REMOVED, Daemon, Retention, measure
@@ -354,6 +356,13 @@ def test_old_logs_and_abandoned_uploads(tmp_path: Path) -> None:
     assert [path.exists() for path in kept] == [True, True, False, False]
 
 
+def test_many_jobs_are_read_in_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("daemon.retention.PAGE", 3)
+    world = World(tmp_path, RetentionSettings(results_days=10))
+    made = {world.done(f"r{number}").id for number in range(7)}
+    assert {removal.job for removal in world.retention().plan()} == made
+
+
 def test_a_folder_is_renamed_whole_before_anything_in_it_goes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -416,3 +425,23 @@ def test_a_daemon_prunes_at_its_start_what_was_fetched(tmp_path: Path) -> None:
         assert again["state"] == "done" and again["same_as"] is None, "computed anew"
         log = (tmp_path / "state" / "logs" / "poseward.jsonl").read_text()
         assert '"event": "removed"' in log and "retention.results_days = 7" in log
+
+
+def test_the_command_shows_and_removes_nothing(tmp_path: Path) -> None:
+    (tmp_path / "state").mkdir()
+    arguments = ["--set", f"daemon.state={tmp_path / 'state'}", "--set", "retention.results_days=0.5"]
+    nothing = CliRunner().invoke(cli, ["retention", *arguments])
+    assert nothing.exit_code == 1 and "no job store" in nothing.output
+    assert not list((tmp_path / "state").iterdir())
+    world = World(tmp_path / "state", RetentionSettings())
+    old = world.done("old")
+    world.store.note(old.id, ended=time.time() - 3 * DAY, fetched=time.time() - DAY)
+    world.store.close()
+    for path in (world.results / "old", *(world.results / "old").iterdir()):
+        os.utime(path, (time.time() - DAY,) * 2)
+    shown = CliRunner().invoke(cli, ["retention", *arguments])
+    assert shown.exit_code == 0 and str(world.results / "old") in shown.output, shown.output
+    assert "retention.results_days = 0.5" in shown.output and "1 to remove" in shown.output
+    (found,) = json.loads(CliRunner().invoke(cli, ["retention", "--json", *arguments]).stdout)
+    assert found["job"] == old.id and found["kind"] == "results" and found["size"] > 1000
+    assert (world.results / "old" / "frames.msgpack").is_file()

@@ -24,6 +24,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "reset": ("daemon.cli.health:reset", "Start a stage that has given up."),
     "reload": ("daemon.cli.health:reload", "Restart stages with the code that is on disk now."),
     "drain": ("daemon.cli.health:drain", "Begin no more jobs; what runs is finished."),
+    "retention": ("daemon.cli.retention:retention", "Show what the daemon would remove now, and why."),
     "keys": ("daemon.cli.keys:keys", "Make keys for a daemon that is reached over the network."),
     "inspect": ("daemon.cli.inspect:inspect", "Show what stands in a results folder."),
     "export": ("daemon.cli.export:export", "Make an overlay video, a mesh file, … of finished results."),
@@ -37,7 +38,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
 SECTIONS: Mapping[str, tuple[str, ...]] = {
     "Videos, here and now": ("run", "inspect", "export", "demo-clip"),
     "Jobs of a running daemon": ("submit", "status", "wait", "cancel", "retry", "results"),
-    "The daemon": ("serve", "top", "health", "events", "logs", "reset", "reload", "drain", "service"),
+    "The daemon": ("serve", "top", "health", "events", "logs", "reset", "reload", "drain", "retention", "service"),
 }
 """How `poseward --help` groups the commands; the others stand below "This machine"."""
 
