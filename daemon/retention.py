@@ -249,6 +249,9 @@ class Retention:
             if job.results is None or job.results in found:
                 continue
             path = Path(job.results)
+            if not path.parent.is_dir():
+                found[job.results] = Standing(path, 0, now)  # a disk that is not there now: nobody knows
+                continue
             if path.is_symlink() or not path.is_dir():
                 continue
             old = (

@@ -319,6 +319,15 @@ def test_entries_leave_when_their_folders_are_gone(tmp_path: Path) -> None:
     assert {one.id for one in world.store.jobs()} == {unfetched.id, waiting.id}
 
 
+def test_entries_stay_while_the_disk_of_their_results_is_away(tmp_path: Path) -> None:
+    world = World(tmp_path, RetentionSettings(results_days=10, jobs_days=20))
+    away = world.done("away")
+    world.results.rename(tmp_path / "unplugged")
+    assert world.retention().round() == [] and world.store.get(away.id) is not None
+    (tmp_path / "unplugged").rename(world.results)
+    assert kinds(world.retention().round()) == [("results", away.id)]
+
+
 def test_what_a_killed_daemon_left_half_removed_is_removed(tmp_path: Path) -> None:
     world = World(tmp_path, RetentionSettings())
     left = world.results / f"{REMOVED}j1.clip"
