@@ -114,7 +114,7 @@ def detail(job: Mapping[str, Any], console: Console, now: float | None = None) -
         row("progress", running_text(job))
     row("frames", _frames(job, summary))
     for death in summary.get("restarts") or ():
-        row("restart", f"{death.get('stage')}: {death.get('kind')}: {death.get('reason')}; nothing was lost")
+        row("restart", f"{death.get('process')}: {death.get('kind')}: {death.get('reason')}; nothing was lost")
     if summary.get("truncated"):
         row("ends early", summary["truncated"])
     if job["same_as"]:
