@@ -264,6 +264,14 @@ class Pipeline:
         activity = report.activity or {}
         work = [(int(job), int(frame)) for job, frame in activity.get("work", ())]
         verdict = self._ledger.blame(stage, work)
+        for (
+            job,
+            frame,
+        ) in work:  # what was done while the word of this death was under way is not held against anybody
+            if (active := self._active.get(job)) is None:
+                self._ledger.drop(job)
+            elif WHOLE_JOB < frame < active.next_frame:
+                self._ledger.committed(job, active.next_frame)
         for job, frame in verdict.isolate:
             if (active := self._active.get(job)) is not None:
                 active.isolated.setdefault(stage, []).append(frame)
