@@ -7,6 +7,7 @@ nothing, and its neural_renderer, a CUDA extension, gives the depth image of our
 from __future__ import annotations
 
 import importlib
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -296,6 +297,17 @@ def test_half_precision_weights_are_kept_once_and_stay_close(files: dict[str, An
 
 
 # --- detect ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_the_compiled_backbone_gives_the_same(files: dict[str, Any], image: Any) -> None:
+    found = []
+    for compiled in (False, True):
+        with synthetic.small_vit():
+            mesh = _import("stages.protocols").find_backend("humans4d").mesh({**files, "compile": compiled}, quiet)
+            found.append(mesh.regress([Frame(image, 0, 0.0)], [scripted(image)])[0])
+    np.testing.assert_allclose(found[1].vertices, found[0].vertices, atol=1e-5)
+    np.testing.assert_allclose(found[1].camera, found[0].camera, rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["vitdet", "regnety"])
