@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import ipaddress
 import os
 import re
@@ -36,6 +38,29 @@ def state_folder(settings: Settings, environ: Mapping[str, str] | None = None) -
     if base := environ.get("XDG_STATE_HOME"):
         return Path(base) / "poseward"
     return platformdirs.user_state_path("poseward")
+
+
+def take_state(settings: Settings, stack: contextlib.ExitStack) -> Path:
+    """Make the state folder and lock it for this daemon, until ``stack`` is closed.
+
+    Raises:
+        ConfigError: it cannot be written, or another daemon has it.
+    """
+    state = state_folder(settings)
+    try:
+        state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        state.chmod(0o700)  # names of files are nobody else's business
+        lock = os.open(state / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise ConfigError(f"daemon.state: {state}: {error.strerror}; set it to a folder you can write") from error
+    stack.callback(os.close, lock)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise ConfigError(
+            f"daemon.state: another daemon works in {state}: stop it, or set daemon.state to another folder"
+        ) from error
+    return state
 
 
 def addresses(api: ApiSettings, state: Path) -> Addresses:

@@ -7,7 +7,6 @@ and it is woken by a descriptor that the pipeline's own wait includes.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import queue
 import time
@@ -18,13 +17,13 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from daemon import health, logs, summary, telling
-from daemon.addresses import addresses, state_folder
+from daemon.addresses import addresses, take_state
 from daemon.api.counting import Counting, Readers
 from daemon.api.messages import MAX_BODY, VERSION
 from daemon.api.operations import Operations
 from daemon.api.server import Server
 from daemon.api.uploads import CHUNK, Uploads
-from daemon.config import ConfigError, Loaded
+from daemon.config import Loaded
 from daemon.finishing import Exporter
 from daemon.images import ImageFailed, Images
 from daemon.metrics import Endpoint, Metrics
@@ -119,7 +118,7 @@ class Service:
         self._due: dict[str, float] = {}
         self._cleanup = contextlib.ExitStack()
         with contextlib.ExitStack() as stack:
-            self._state = _take_state(self._settings, stack)
+            self._state = take_state(self._settings, stack)
             self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
             stack.callback(os.close, self._wake)
             where = addresses(self._settings.api, self._state)
@@ -403,22 +402,3 @@ class Service:
             return False
         self._due[what] = now + every
         return True
-
-
-def _take_state(settings: Settings, stack: contextlib.ExitStack) -> Path:
-    """Make the state folder and lock it for this daemon."""
-    state = state_folder(settings)
-    try:
-        state.mkdir(mode=0o700, parents=True, exist_ok=True)
-        state.chmod(0o700)  # names of files are nobody else's business
-        lock = os.open(state / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise ConfigError(f"daemon.state: {state}: {error.strerror}; set it to a folder you can write") from error
-    stack.callback(os.close, lock)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise ConfigError(
-            f"daemon.state: another daemon works in {state}: stop it, or set daemon.state to another folder"
-        ) from error
-    return state

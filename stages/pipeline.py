@@ -17,7 +17,7 @@ from typing import Any
 
 from stages.active import Active
 from stages.jobs import Job, JobDone, JobEvent, JobFailed, JobOpened, StageEvent
-from stages.processes import build_specs, process_names, slot_bytes, stage_of
+from stages.processes import build_specs, check_faults, process_names, slot_bytes, stage_of
 from stages.protocols import find_backend
 from stages.recovery import WHOLE_JOB, PoisonLedger
 from stages.ring import Ring
@@ -49,7 +49,7 @@ class Pipeline:
         wake: a descriptor of the owner's; `step` returns at once when it can be read.
 
     Raises:
-        ConfigurationError: the backend does not exist.
+        ConfigurationError: the backend does not exist, or a fault to be injected is none.
         RingError: there is not enough memory for the frame slots.
     """
 
@@ -65,6 +65,7 @@ class Pipeline:
         self._settings = settings
         self._on_event = on_event
         self._patient = patient
+        check_faults(settings)
         backend = find_backend(settings.backend)
         self._runtime = make_runtime(runtime)
         self._ring = Ring.create(settings.slots, slot_bytes(settings))

@@ -6,7 +6,8 @@ import os
 import sys
 from pathlib import Path
 
-from stages.protocols import Backend
+from stages.faults import Fault, FaultSpecError
+from stages.protocols import Backend, ConfigurationError
 from stages.ring import Ring
 from stages.settings import STAGES, PipelineSettings
 from stages.start import StageConfig
@@ -59,6 +60,19 @@ def code_roots(backend: str) -> tuple[str, ...]:
         file = Path(module.__file__).absolute()
         roots.append(str(file.parent if module.__package__ else file))
     return tuple(roots)
+
+
+def check_faults(settings: PipelineSettings) -> None:
+    """Refuse what is no fault here, and not when each process has died of it.
+
+    Raises:
+        ConfigurationError: ``stages.faults`` holds one that cannot be understood.
+    """
+    for text in settings.faults:
+        try:
+            Fault.parse(text)
+        except FaultSpecError as error:
+            raise ConfigurationError(f"stages.faults: {error}") from error
 
 
 def build_specs(settings: PipelineSettings, backend: Backend, ring: Ring, runtime: Path) -> list[ProcessSpec]:

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from stages.processes import HOUSE, code_roots
-from stages.protocols import find_backend
+from stages.protocols import ConfigurationError, find_backend
 from supervisor.fingerprint import fingerprint
+from tests.harness import Run
 
 
 def test_only_poseward_s_packages_and_the_backend_s_own_folder_are_watched(
@@ -41,3 +42,8 @@ def test_only_poseward_s_packages_and_the_backend_s_own_folder_are_watched(
 def test_backends_that_come_along_need_no_root_of_their_own(backend: str) -> None:
     find_backend(backend)
     assert [Path(root).name for root in code_roots(backend)] == ["daemon", "stages", "supervisor"]
+
+
+def test_a_fault_that_is_none_is_named_before_anything_starts() -> None:
+    with pytest.raises(ConfigurationError, match=r"stages\.faults: .*mesh:slow=1"):
+        Run(faults=("mesh:slow=1",))
