@@ -47,6 +47,12 @@ def problems(found: Mapping[str, Any]) -> list[str]:
     return list(found["problems"])
 
 
+def drop_text(drop: Mapping[str, Any]) -> str:
+    """The drop folder in one line."""
+    told = "told by the kernel" if drop["watching"] == "kernel" else "looked into every few seconds"
+    return f"{drop['folder']} ({told}): {drop['incomplete']} coming in, {drop['claimed']} taken"
+
+
 def happened(found: Mapping[str, Any]) -> list[str]:
     """What went wrong lately and was mended."""
     return list(found.get("incidents", ()))
@@ -100,7 +106,7 @@ def _print(found: Mapping[str, Any]) -> None:
     facts.add_row("requests", found["api"]["requests"])
     facts.add_row("events", found["api"]["events"])
     if found["drop"] is not None:
-        facts.add_row("drop folder", ", ".join(f"{key} {value}" for key, value in found["drop"].items()))
+        facts.add_row("drop folder", drop_text(found["drop"]))
     if found["draining"]:
         facts.add_row("draining", "no job is begun: `poseward drain --off` ends that")
     screen.print(facts)
