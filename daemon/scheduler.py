@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from daemon import logs, places, summary
+from daemon import logs, summary
 from daemon.config import Loaded
 from daemon.finishing import Exporter, Finished, finish, make_exports
 from daemon.preparing import Prepared, Refused, prepare
+from daemon.running import Running
 from daemon.store import JobStore, State, StoredJob, StoreError
 from stages.jobs import Job, JobDone, JobEvent, JobFailed, JobOpened, JobOutcome, JobProgress
 
@@ -40,41 +39,6 @@ class PipelineLike(Protocol):
 
 class Cancelled(Exception):  # noqa: N818  (not an error: somebody asked for it)
     """Ends a helper thread's work on a job that nobody wants any more."""
-
-
-@dataclass
-class Running:
-    """A job in work, from its preparation to its end."""
-
-    job: StoredJob
-    phase: str = "preparing"
-    place: places.Place | None = None
-    identity: Mapping[str, Any] = field(default_factory=dict)
-    future: Future[Any] | None = None
-    cancelled: bool = False
-    total: int | None = None
-    last: JobProgress | None = None
-    began: float = field(default_factory=time.monotonic)
-    told: float = 0.0
-    marks: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=64))
-
-    def progress(self) -> dict[str, Any]:
-        """As docs/protocol.md says."""
-        last = self.last or JobProgress(self.job.id, 0, 0, 0, 0)
-        rate = 0.0
-        if len(self.marks) > 1:
-            (before, first), (after, latest) = self.marks[0], self.marks[-1]
-            rate = (latest - first) / max(after - before, 1e-6)
-        return {
-            "phase": self.phase,
-            "decoded": last.decoded,
-            "detected": last.detected,
-            "meshed": last.meshed,
-            "committed": last.committed,
-            "total": self.total,
-            "rate": round(rate, 2),
-            "seconds": round(time.monotonic() - self.began, 1),
-        }
 
 
 class Scheduler:
