@@ -290,6 +290,23 @@ def test_two_daemons_do_not_share_a_state_or_an_address(tmp_path: Path) -> None:
             client.hello()
 
 
+def test_folders_that_cannot_be_used_are_named_at_once(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for setting, said in (
+        (f"drop.folder={tmp_path / 'file'}", "drop.folder"),
+        (f"drop.folder={tmp_path / 'results' / 'in'}", "results.folder"),
+        (f"daemon.state={tmp_path / 'file' / 'state'}", "daemon.state"),
+        ("api.address=tcp://0.0.0.0:5555", "keys"),
+        ("stages.faults=nonsense", "stages.faults"),
+        ("results.exports=nonsense", "nonsense"),
+    ):
+        daemon = Daemon(tmp_path / said, f"results.folder={tmp_path / 'results'}", setting)
+        daemon.start(wait=False)
+        assert daemon.process is not None and daemon.process.wait(PATIENCE) == 2, daemon.story()
+        story = daemon.story()
+        assert said in story and "Traceback" not in story, story
+
+
 def test_results_that_cannot_be_written_fail_by_name_and_are_kept_for_retry(tmp_path: Path) -> None:
     clip = write_squares(tmp_path / "clip.mp4", 10)
     (tmp_path / "results").write_text("a file where the folder should be")

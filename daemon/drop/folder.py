@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from daemon.config_sources import ConfigError
 from daemon.drop.names import CLAIMED, DONE, ERROR, FAILED, RESULTS, free_name, is_ignored, is_sidecar, sidecars_of
 from daemon.drop.sidecar import Options, SidecarError, read_sidecar
 from daemon.drop.watching import Watcher, is_blind
@@ -31,7 +32,7 @@ PLACE = ".place"
 """In a claimed folder, once its job has ended: where its file goes. Makes the moves repeatable."""
 
 
-class DropError(Exception):
+class DropError(ConfigError):
     """The drop folder cannot be used; names it, the setting and the way out."""
 
 
