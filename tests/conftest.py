@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -24,3 +25,10 @@ def _no_outside_configuration() -> None:
     for name in [name for name in os.environ if name.startswith("POSEWARD_") and "__" in name]:
         del os.environ[name]
     os.environ.pop("POSEWARD_CONFIG", None)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _ctrl_c_is_heard() -> None:
+    """Who starts tests in the background may have them ignore Ctrl-C, and every program that they start too."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)

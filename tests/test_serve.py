@@ -230,6 +230,7 @@ def test_events_tell_what_happens(tmp_path: Path) -> None:
         job = asker.submit(clip)["id"]
         asker.wait(job, PATIENCE)
         until(lambda: any(t == f"job.{job}" and e["job"]["state"] == "done" for t, e in seen), "done")  # type: ignore
+        until(lambda: any(t == "memory" for t, _ in seen), "a look at memory")
         gone.set()
         asker.drain()
         listener.join(PATIENCE)
@@ -239,7 +240,6 @@ def test_events_tell_what_happens(tmp_path: Path) -> None:
         assert frames and frames == sorted(set(frames))
         numbers = [e["seq"] for _, e in seen]
         assert numbers == sorted(set(numbers)), "events came twice or out of order"  # type: ignore[type-var]
-        assert any(t == "memory" for t, _ in seen)
 
 
 def test_reload_restarts_all_stages_and_loses_nothing(tmp_path: Path, clip: Path, undisturbed: bytes) -> None:
