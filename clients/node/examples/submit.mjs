@@ -2,7 +2,7 @@
 import { existsSync } from "node:fs";
 import { resolve } from "node:path";
 
-import { Client, PosewardError } from "../src/index.js";
+import { Client, PosewardError } from "poseward-client";
 
 const [video, address] = process.argv.slice(2);
 if (!video || !existsSync(video)) {
@@ -11,20 +11,28 @@ if (!video || !existsSync(video)) {
 }
 
 const client = new Client({ address });
+const stop = new AbortController();
+process.once("SIGINT", () => stop.abort()); // the job goes on without us
+const { signal } = stop;
 try {
-  const job = await client.submit({ path: resolve(video) }).catch((error) => {
-    if (error.code === "path-refused") return client.submitFile(video); // outside of the daemon's api.roots
-    throw error;
+  const job = await client.submit({ path: resolve(video) }, { signal }).catch((error) => {
+    if (!["path-refused", "no-such-file"].includes(error.code)) throw error;
+    return client.submitFile(video, { signal, onProgress: (sent, size) => bar("sending", sent, size, "bytes") });
   });
-  const done = await client.wait(job.id, { onProgress: show });
-  process.stderr.write("\n");
+  const done = await client.wait(job.id, { signal, onProgress: show });
+  if (process.stderr.isTTY) process.stderr.write("\n");
   if (done.state !== "done") throw new PosewardError(done.error ?? done.state, done.message);
-  console.log(`${done.name}: ${done.frames} frames, ${done.summary.tracks} people, results in ${done.results}`);
-  for await (const { frame, time, tracks } of client.frames(job.id)) {
-    if (frame % 30 !== 0) continue;
-    const people = tracks.map(({ id, camera, vertices }) => `${id} at ${camera[2].toFixed(1)} m (${vertices.length / 3} vertices)`);
-    console.log(`${time.toFixed(2)} s: ${people.join(", ") || "nobody"}`);
+  const people = new Map(); // id: frames in which they are
+  let last = 0;
+  for await (const { time, tracks } of client.frames(job.id, { vertices: false, signal })) {
+    last = time;
+    for (const { id } of tracks) people.set(id, (people.get(id) ?? 0) + 1);
   }
+  console.log(`${done.name}: ${done.frames} frames, ${last.toFixed(1)} s`);
+  for (const [id, frames] of people) console.log(`person ${id}: in ${frames} frames`);
+  const { summary, files, folder } = await client.results(job.id, { signal });
+  if (summary.failed_frames.length > 0) console.log(`${summary.failed_frames.length} frames failed`);
+  console.log(`${folder}: ${files.map((file) => file.name).join(", ")}`);
 } catch (error) {
   console.error(`\n${error.message}`);
   process.exitCode = 1;
@@ -33,8 +41,12 @@ try {
 }
 
 function show({ state, progress }) {
-  const { committed = 0, total, rate = 0 } = progress ?? {};
-  const share = total ? committed / total : 0;
-  const bar = "#".repeat(Math.round(share * 30)).padEnd(30, ".");
-  if (process.stderr.isTTY) process.stderr.write(`\r[${bar}] ${state} ${committed}/${total ?? "?"} frames, ${rate.toFixed(1)}/s  `);
+  const { committed = 0, total = null, rate = 0, phase } = progress ?? {};
+  bar(phase ?? state, committed, total, `frames, ${rate.toFixed(1)}/s`);
+}
+
+function bar(what, done, total, unit) {
+  if (!process.stderr.isTTY) return;
+  const full = Math.round((total ? done / total : 0) * 30);
+  process.stderr.write(`\r[${"#".repeat(full).padEnd(30, ".")}] ${what} ${done}/${total ?? "?"} ${unit}\x1b[K`);
 }

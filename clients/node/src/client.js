@@ -1,17 +1,17 @@
-// The client of a Poseward daemon, written from docs/protocol.md.
-import { createHash, randomUUID } from "node:crypto";
-import { createReadStream } from "node:fs";
-import { open, rename, stat } from "node:fs/promises";
+// The operations of docs/protocol.md. All durations here are milliseconds; the protocol's are seconds.
+import { createHash, randomBytes, randomUUID } from "node:crypto";
+import { open, readFile, rename, rm } from "node:fs/promises";
 import { homedir } from "node:os";
 import { basename, dirname, join, resolve } from "node:path";
 
-import { Dealer, Subscriber } from "zeromq";
+import { aborted, PosewardError } from "./errors.js";
+import { Events, eventsAddress } from "./events.js";
+import { Link } from "./link.js";
 
-import { PosewardError } from "./errors.js";
-import { readEvent, readReply, writeRequest } from "./messages.js";
-
-const QUICK = 5_000; // ms that a request which needs no waiting may stay unanswered before it is sent again
-const LONG = 10; // seconds of one `wait` or `frames` request
+const LONG = 10_000; // of one `wait` or `frames` request
+const OFTEN = 1_000; // of one whose progress is shown: phases change without a frame
+const LONGEST = 600_000; // that the daemon waits, whatever it is asked
+const SMALL = 1 << 20; // bytes that no daemon refuses as a message
 const FINAL = new Set(["done", "failed", "cancelled"]);
 
 /** Where a daemon of this user answers, unless it is configured otherwise. */
@@ -21,26 +21,21 @@ export function defaultAddress() {
 }
 
 export class Client {
-  #options;
-  #dealer = null;
-  #asked = new Map();
-  #next = 1;
-  #closed = false;
-  #sending = Promise.resolve();
-  #subscribers = new Set();
+  #link;
+  #events;
+  #eventsAddress;
+  #limits = null;
 
-  constructor(options = {}) {
-    this.address = options.address ?? defaultAddress();
-    this.#options = { patience: 30_000, ...options };
+  constructor({ address = defaultAddress(), events, patience = 30_000, resend = 5_000, curve } = {}) {
+    this.address = address;
+    this.#eventsAddress = events;
+    this.#link = new Link(address, { curve, patience, resend });
+    this.#events = new Events(curve);
   }
 
   async close() {
-    if (this.#closed) return;
-    this.#closed = true;
-    for (const asked of this.#asked.values()) asked.fail(new PosewardError("closed", "the client was closed"));
-    this.#asked.clear();
-    for (const subscriber of this.#subscribers) subscriber.close();
-    this.#dealer?.close();
+    this.#link.close();
+    this.#events.close();
   }
 
   async [Symbol.asyncDispose ?? Symbol.for("Symbol.asyncDispose")]() {
@@ -50,128 +45,140 @@ export class Client {
   // -- jobs ------------------------------------------------------------------------------------------
 
   async hello(options) {
-    return (await this.#ask("hello", {}, options)).results;
+    const found = await this.#ask("hello", {}, options);
+    this.#limits = found.limits;
+    return found;
   }
 
-  /** Queue a video by its path on the daemon's machine, or an upload. */
   async submit({ path, upload, name, key, priority, exports: wanted, recompute }, options) {
-    const values = { path, upload, name, priority, exports: wanted, recompute: recompute || undefined };
     // A key of its own makes a repeated request the same job, also where the caller does not care.
-    values.key = key ?? `auto-${randomUUID()}`;
-    const { job, new: fresh } = (await this.#ask("submit", values, options)).results;
+    const values = { path, upload, name, key: key ?? `auto-${randomUUID()}`, priority, exports: wanted };
+    const { job, new: fresh } = await this.#ask("submit", { ...values, recompute: recompute || undefined }, options);
     return { ...job, new: fresh };
   }
 
-  /** Send a file's bytes, going on where an earlier try ended; resolves to the upload's id. */
-  async upload(file, { onProgress = () => {}, ...options } = {}) {
-    const { size } = await stat(file);
-    const sha256 = await digest(file, options.signal);
-    const { chunk } = (await this.hello(options)).limits;
-    let state = (await this.#ask("upload", { name: basename(file), size, sha256 }, options)).results;
-    const { upload } = state;
+  async upload(file, { onProgress = () => {}, name = basename(file), ...options } = {}) {
     const handle = await open(file);
     try {
+      const { size, sha256 } = await digest(handle, options.signal);
+      const { chunk } = await this.#known(options);
+      let state = await this.#ask("upload", { name, size, sha256 }, options);
+      const { upload } = state;
       while (!state.complete) {
-        onProgress(state.offset, size);
-        const buffer = Buffer.alloc(Math.min(chunk, size - state.offset));
-        const { bytesRead } = await handle.read(buffer, 0, buffer.length, state.offset);
-        if (bytesRead === 0) throw new PosewardError("upload-damaged", `${file} became shorter while it was read`);
-        const values = { upload, offset: state.offset };
-        const wait = { ...options, wait: 600, blob: buffer.subarray(0, bytesRead) };
-        state = (await this.#ask("chunk", values, wait)).results;
+        const { offset } = state;
+        onProgress(offset, size);
+        const buffer = Buffer.allocUnsafe(Math.min(chunk, size - offset));
+        const { bytesRead } = await handle.read(buffer, 0, buffer.length, offset);
+        if (bytesRead < buffer.length) {
+          throw new PosewardError("upload-damaged", `${file} became shorter while it was read: send it again`);
+        }
+        // Before it answers the last one, the daemon reads the whole file again.
+        const wait = offset + bytesRead === size ? LONGEST : 0;
+        state = await this.#ask("chunk", { upload, offset }, { ...options, wait, blob: buffer });
       }
+      onProgress(size, size);
+      return upload;
     } finally {
       await handle.close();
     }
-    onProgress(size, size);
-    return upload;
   }
 
-  /** Send a file and queue it. */
-  async submitFile(file, { onProgress, signal, ...wanted } = {}) {
-    const upload = await this.upload(file, { onProgress, signal });
-    return this.submit({ ...wanted, upload }, { signal });
+  async submitFile(file, { onProgress, signal, patience, ...wanted } = {}) {
+    const upload = await this.upload(file, { onProgress, signal, patience });
+    return this.submit({ ...wanted, upload }, { signal, patience });
   }
 
   async status(job, options) {
-    const which = typeof job === "string" ? { job } : job;
-    return (await this.#ask("status", which, options)).results.job;
+    return (await this.#ask("status", typeof job === "string" ? { job } : job, options)).job;
   }
 
   async list({ states, limit, before, text } = {}, options) {
-    return (await this.#ask("list", { states, limit, before, text }, options)).results;
+    return this.#ask("list", { states, limit, before, text }, options);
   }
 
-  /** Wait until a job has ended, or `timeout` seconds; resolves to its map. `onProgress` gets each one. */
-  async wait(job, { timeout = Infinity, onProgress = () => {}, signal } = {}) {
-    const until = Date.now() + timeout * 1000;
-    let committed;
+  async wait(job, { timeout = Infinity, onProgress, ...options } = {}) {
+    const until = performance.now() + timeout;
+    let committed = onProgress && 0; // who does not look at the progress need not be told of it
     for (;;) {
-      const left = Math.max(0, Math.min(LONG, (until - Date.now()) / 1000));
-      const found = (await this.#ask("wait", { job, timeout: left, committed }, { signal, wait: left })).results.job;
-      onProgress(found);
-      if (FINAL.has(found.state) || left === 0) return found;
-      committed = found.progress?.committed ?? 0;
+      const wait = Math.max(0, Math.min(onProgress ? OFTEN : LONG, until - performance.now()));
+      const values = { job, timeout: wait / 1000, committed };
+      const { job: found } = await this.#ask("wait", values, { ...options, wait });
+      onProgress?.(found);
+      if (FINAL.has(found.state) || wait === 0) return found;
+      if (onProgress) committed = found.progress?.committed ?? 0;
     }
   }
 
   async cancel(job, options) {
-    return (await this.#ask("cancel", { job }, options)).results.job;
+    return (await this.#ask("cancel", { job }, options)).job;
   }
 
   async retry(job, options) {
-    return (await this.#ask("retry", { job }, options)).results.job;
+    return (await this.#ask("retry", { job }, options)).job;
   }
 
   // -- results -------------------------------------------------------------------------------------
 
   async results(job, options) {
-    return (await this.#ask("results", { job }, options)).results;
+    return this.#ask("results", { job }, options);
   }
 
-  /** One piece of a job's records; waits up to `wait` seconds for the first. */
-  async page(job, { start = 0, count, vertices, wait = LONG, signal } = {}) {
-    return (await this.#ask("frames", { job, start, count, vertices, timeout: wait }, { signal, wait })).results;
+  async page(job, { start = 0, count, vertices, wait = LONG, ...options } = {}) {
+    return this.#ask("frames", { job, start, count, vertices, timeout: wait / 1000 }, { ...options, wait });
   }
 
-  /** All records from `start` on, of a job that is done or still running, across restarts of the daemon. */
-  async *frames(job, { start = 0, vertices, signal } = {}) {
-    let end = false;
-    while (!end) {
-      const page = await this.page(job, { start, vertices, signal });
-      yield* page.records;
-      ({ next: start, end } = page);
+  async *frames(job, { start = 0, vertices, ...options } = {}) {
+    for (;;) {
+      const { records, next, end, state } = await this.page(job, { start, vertices, ...options });
+      yield* records;
+      start = next;
+      if (end && state === "done") return;
+      // Whoever takes these for all frames would take a piece for the whole.
+      if (end) throw new PosewardError("not-ready", `${job} is ${state}: its records end before frame ${start}`);
     }
   }
 
-  /** Fetch a file of a job's results; `target` appears whole. */
-  async download(job, name, target, { onProgress = () => {}, signal } = {}) {
-    const beside = join(dirname(target), `.${basename(target)}.part`);
-    const handle = await open(beside, "w");
+  async download(job, name, target, { onProgress = () => {}, ...options } = {}) {
+    const beside = join(dirname(target), `.${basename(target)}.${randomBytes(4).toString("hex")}.part`);
+    const handle = await open(beside, "wx");
     try {
-      for (let offset = 0; ; ) {
-        const { results, blob } = await this.#ask("file", { job, name, offset }, { signal });
-        await handle.write(blob, 0, blob.length, offset);
-        offset += blob.length;
-        onProgress(offset, results.total);
-        if (offset >= results.total || blob.length === 0) break;
+      for (let offset = 0, total = Infinity; offset < total; ) {
+        const piece = await this.#link.ask("file", { job, name, offset }, options);
+        ({ total } = piece.results);
+        if (piece.blob.length === 0 && offset < total) {
+          throw new PosewardError("results-gone", `${name} of ${job} ends at ${offset} of ${total} bytes`);
+        }
+        await handle.appendFile(piece.blob);
+        offset += piece.blob.length;
+        onProgress(offset, total);
       }
-    } finally {
       await handle.close();
+      await rename(beside, target);
+    } catch (error) {
+      await handle.close();
+      await rm(beside, { force: true });
+      throw error;
     }
-    await rename(beside, target);
     return resolve(target);
   }
 
-  /** The people in one image: a file's bytes, as a Buffer or Uint8Array. */
-  async image(bytes, { vertices, timeout = 60, signal } = {}) {
-    return (await this.#ask("image", { vertices, timeout }, { signal, wait: timeout, blob: bytes })).results;
+  async image(image, { vertices, timeout = 60_000, ...options } = {}) {
+    const blob = typeof image === "string" || image instanceof URL ? await readFile(image) : image;
+    if (blob.byteLength > SMALL) {
+      const { max_message: most } = await this.#known(options);
+      // The daemon would not answer, but close the connection.
+      if (blob.byteLength > most) {
+        throw new PosewardError("too-large", `an image of ${blob.byteLength} bytes; the daemon takes ${most} (api.max_message_mb)`);
+      }
+    }
+    const values = { vertices, timeout: timeout / 1000 };
+    return this.#ask("image", values, { ...options, blob, wait: timeout, patient: false });
   }
 
   // -- the daemon ------------------------------------------------------------------------------------
 
   async health(options) {
-    return (await this.#ask("health", {}, options)).results;
+    return this.#ask("health", {}, options);
   }
 
   async reset(stage, options) {
@@ -186,113 +193,27 @@ export class Client {
     await this.#ask("drain", { on }, options);
   }
 
-  /** Events whose topic begins with one of `topics` (all, without any): `[topic, event]`, until the client is closed. */
-  async *events(topics = [""], { signal } = {}) {
-    const address = this.#options.events ?? (await this.hello({ signal })).events;
-    const subscriber = this.#prepare(new Subscriber({ linger: 0 }));
-    const stop = () => subscriber.close();
-    signal?.addEventListener("abort", stop, { once: true });
-    this.#subscribers.add(subscriber);
-    try {
-      subscriber.connect(address);
-      subscriber.subscribe(...topics);
-      for await (const parts of subscriber) yield readEvent(parts);
-    } finally {
-      signal?.removeEventListener("abort", stop);
-      this.#subscribers.delete(subscriber);
-      subscriber.close();
-    }
+  async *events(topics = [""], options = {}) {
+    this.#eventsAddress ??= eventsAddress((await this.hello(options)).events, this.address);
+    yield* this.#events.listen(this.#eventsAddress, typeof topics === "string" ? [topics] : topics, options.signal);
   }
 
-  // -- requests --------------------------------------------------------------------------------------
-
-  /** Send a request until it is answered. `wait` is the seconds that the daemon itself may take. */
-  async #ask(op, values, { signal, wait = 0, blob, patience = this.#options.patience } = {}) {
-    const until = Date.now() + patience + wait * 1000;
-    for (;;) {
-      if (this.#closed) throw new PosewardError("closed", "the client was closed");
-      if (signal?.aborted) throw new PosewardError("aborted", "the request was aborted");
-      const left = until - Date.now();
-      if (left <= 0) {
-        throw new PosewardError(
-          "timeout",
-          `no answer from ${this.address}: is the daemon running (poseward serve), and is that its api.address?`,
-        );
-      }
-      const answer = await this.#askOnce(op, values, blob, Math.min(left, QUICK + wait * 1000), signal);
-      if (answer !== undefined) return answer;
-    }
+  async #ask(op, values, options) {
+    return (await this.#link.ask(op, values, options)).results;
   }
 
-  /** Resolves to undefined where no answer comes in time. */
-  async #askOnce(op, values, blob, milliseconds, signal) {
-    const dealer = this.#connect();
-    const id = this.#next++;
-    let timer, abort;
-    try {
-      return await new Promise((found, fail) => {
-        timer = setTimeout(found, milliseconds);
-        abort = () => fail(new PosewardError("aborted", "the request was aborted"));
-        signal?.addEventListener("abort", abort, { once: true });
-        this.#asked.set(id, { found, fail });
-        // One after the other: a socket takes one message at a time.
-        this.#sending = this.#sending
-          .then(() => (this.#asked.has(id) ? dealer.send(writeRequest(id, op, values, blob)) : undefined))
-          .catch((error) => {
-            if (error.code !== "EAGAIN" && !this.#closed) fail(error); // a full queue: asked again when time is up
-          });
-      });
-    } finally {
-      clearTimeout(timer);
-      signal?.removeEventListener("abort", abort);
-      this.#asked.delete(id);
-    }
-  }
-
-  #connect() {
-    if (this.#dealer === null) {
-      this.#dealer = this.#prepare(new Dealer({ linger: 0, sendHighWaterMark: 100, sendTimeout: 2000 }));
-      this.#dealer.connect(this.address);
-      this.#listen(this.#dealer);
-    }
-    return this.#dealer;
-  }
-
-  async #listen(dealer) {
-    try {
-      for await (const parts of dealer) {
-        let reply;
-        try {
-          reply = readReply(parts);
-        } catch {
-          continue; // not an answer to anything: whoever asked will ask again
-        }
-        const asked = this.#asked.get(reply.id);
-        if (reply.error) asked?.fail(reply.error);
-        else asked?.found(reply);
-      }
-    } catch (error) {
-      if (this.#closed) return;
-      for (const asked of this.#asked.values()) asked.fail(error);
-    }
-  }
-
-  #prepare(socket) {
-    socket.reconnectInterval = 100;
-    socket.reconnectMaxInterval = 2000;
-    socket.heartbeatInterval = 5000;
-    const { curve } = this.#options;
-    if (curve) {
-      socket.curvePublicKey = curve.publicKey;
-      socket.curveSecretKey = curve.secretKey;
-      socket.curveServerKey = curve.serverKey;
-    }
-    return socket;
+  async #known(options) {
+    return this.#limits ?? (await this.hello(options)).limits;
   }
 }
 
-async function digest(file, signal) {
+async function digest(handle, signal) {
   const hash = createHash("sha256");
-  for await (const piece of createReadStream(file, { signal })) hash.update(piece);
-  return hash.digest("hex");
+  let size = 0;
+  for await (const piece of handle.createReadStream({ start: 0, autoClose: false })) {
+    if (signal?.aborted) throw aborted(signal);
+    hash.update(piece);
+    size += piece.length;
+  }
+  return { size, sha256: hash.digest("hex") };
 }

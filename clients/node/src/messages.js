@@ -18,6 +18,7 @@ const KINDS = {
   "<i8": BigInt64Array,
   "<u8": BigUint64Array,
 };
+const NOTHING = new Uint8Array(0);
 
 export function writeRequest(id, op, values, blob) {
   const body = { v: VERSION, id, op };
@@ -28,23 +29,27 @@ export function writeRequest(id, op, values, blob) {
   return blob === undefined ? [packed] : [packed, blob];
 }
 
-/** The reply's id, and its results or the error that they are. */
-export function readReply(parts) {
-  const body = decode(parts[0]);
-  if (typeof body !== "object" || body === null) throw new TypeError("a reply is a map");
-  const { id, ok, error, v, ...results } = body;
+/** The reply's id, and its results or the error that they are. Throws where it is no reply of this version. */
+export function readReply([first, blob = NOTHING]) {
+  const { id, ok, error, v, ...results } = readMap(first);
   if (v !== VERSION) throw new TypeError(`a reply of version ${v}`);
-  if (!ok) {
-    const { name = "internal", message = "", ...details } = error ?? {};
-    return { id, error: new PosewardError(name, message, details) };
-  }
-  if (parts.length > 1) return { id, results: withArrays(results, parts[1]), blob: parts[1] };
-  return { id, results };
+  if (ok === true) return { id, results: withArrays(results, blob), blob };
+  const { name, message, ...details } = error;
+  if (typeof name !== "string") throw new TypeError("an error without a name");
+  return { id, error: new PosewardError(name, String(message), details) };
 }
 
-/** An event's map; arrays stand inside it. */
-export function readEvent(parts) {
-  return [Buffer.from(parts[0]).toString("latin1"), withArrays(decode(parts[1]))];
+/** An event's topic and map; arrays stand inside it. Throws where it is no event of this version. */
+export function readEvent([topic, body]) {
+  const { v, ...event } = readMap(body);
+  if (v !== VERSION) throw new TypeError(`an event of version ${v}`);
+  return [Buffer.from(topic).toString("latin1"), withArrays(event, NOTHING)];
+}
+
+function readMap(bytes) {
+  const found = decode(bytes);
+  if (typeof found !== "object" || found === null || Array.isArray(found)) throw new TypeError("not a map");
+  return found;
 }
 
 /** The same value with typed arrays where arrays are described: views of `blob`, nothing is copied. */
@@ -64,7 +69,7 @@ function view({ dtype, shape }, bytes, at) {
   if (Kind === undefined) throw new TypeError(`an array of dtype ${dtype}`);
   const count = shape.reduce((product, size) => product * size, 1);
   const length = count * Kind.BYTES_PER_ELEMENT;
-  if (at < 0 || at + length > bytes.byteLength) throw new RangeError("an array beyond its message");
+  if (!(Number.isInteger(at) && at >= 0 && count >= 0 && at + length <= bytes.byteLength)) throw new RangeError("an array beyond its message");
   const start = bytes.byteOffset + at;
   const array =
     start % Kind.BYTES_PER_ELEMENT === 0

@@ -1,216 +1,280 @@
+// What calls do that are more than one request: streams, waiting, uploads, downloads, events.
 import assert from "node:assert/strict";
 import { createHash } from "node:crypto";
-import { mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
+import { mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { test } from "node:test";
 
-import { encode } from "@msgpack/msgpack";
-
-import { Client, PosewardError } from "../src/index.js";
-import { readReply } from "../src/messages.js";
-import { FakeDaemon } from "./fake.js";
-
-async function together(answer, body, options = {}) {
-  const daemon = await new FakeDaemon(answer).start();
-  const client = new Client({ address: daemon.address, ...options });
-  try {
-    return await body(client, daemon);
-  } finally {
-    await client.close();
-    await daemon.stop();
-  }
-}
+import { Client, defaultAddress, PosewardError } from "../src/index.js";
+import { eventsAddress } from "../src/events.js";
+import { FakeDaemon, together, until } from "./fake.js";
 
 const named = (code) => (error) => error instanceof PosewardError && error.code === code;
 
-test("answers find their questions in whatever order they come", async () => {
-  const held = [];
+async function folder(t) {
+  const path = await mkdtemp(join(tmpdir(), "pw-node-"));
+  t.after(() => rm(path, { recursive: true, force: true }));
+  return path;
+}
+
+test("frames go on where they were, each once, in order, across a restart", async () => {
+  let died = false;
   const answer = async (asked, reply) => {
-    held.push(() => reply({ job: { id: asked.job, state: "done" } }));
-    if (held.length === 20) for (const one of held.reverse()) await one();
-  };
-  await together(answer, async (client) => {
-    const asked = Array.from({ length: 20 }, (_, n) => client.status(`job-${n}`));
-    const found = await Promise.all(asked);
-    assert.deepEqual(found.map((job) => job.id), Array.from({ length: 20 }, (_, n) => `job-${n}`));
-  });
-});
-
-test("a refusal is an error with its name", async () => {
-  await together(
-    (asked, reply, { refuse }) => refuse("no-such-job", "not here"),
-    async (client) => {
-      await assert.rejects(client.status("x"), (error) => named("no-such-job")(error) && /not here/.test(error.message));
-    },
-  );
-});
-
-test("nobody there: a named error, within the patience", async () => {
-  const client = new Client({ address: "ipc:///tmp/poseward-nobody-is-here.sock", patience: 300 });
-  await assert.rejects(client.hello(), named("timeout"));
-  await client.close();
-});
-
-test("silence is asked again, with the same key, so that it stays one job", async () => {
-  let times = 0;
-  const answer = (asked, reply) => (++times > 1 ? reply({ job: { id: "a", state: "queued" }, new: false }) : undefined);
-  await together(answer, async (client, daemon) => {
-    const job = await client.submit({ path: "/a.mp4" });
-    assert.equal(job.id, "a");
-    const keys = new Set(daemon.heard.map((asked) => asked.key));
-    assert.equal(daemon.heard.length, 2);
-    assert.equal(keys.size, 1);
-  });
-});
-
-test("nonsense is no answer, and does no harm", async () => {
-  const answer = async (asked, reply, { raw }) => {
-    await raw(Buffer.from([0xc1, 1, 2, 3]));
-    await raw(encode({ v: 1, id: 999999, ok: true }));
-    await raw(encode([1, 2]));
-    await raw(encode({ v: 2, id: asked.id, ok: true }));
-    await raw(encode({ v: 1, id: asked.id, ok: true, a: { dtype: "<f4", shape: [9], at: 0 } }), Buffer.alloc(4));
-    await reply({ job: { id: "right" } });
-  };
-  await together(answer, async (client) => assert.equal((await client.status("x")).id, "right"));
-});
-
-test("a daemon that goes and comes back is only a pause", async () => {
-  const daemon = await new FakeDaemon((asked, reply) => reply({ job: { id: "first" } })).start();
-  const client = new Client({ address: daemon.address });
-  assert.equal((await client.status("x")).id, "first");
-  daemon.router.close();
-  const waiting = client.status("x");
-  await new Promise((go) => setTimeout(go, 300));
-  const second = await new FakeDaemon((asked, reply) => reply({ job: { id: "second" } })).start(daemon.address);
-  assert.equal((await waiting).id, "second");
-  await client.close();
-  await second.stop();
-  await rm(daemon.folder, { recursive: true, force: true });
-});
-
-test("closing and aborting end what is under way, by name", async () => {
-  await together(
-    () => {},
-    async (client) => {
-      const abort = new AbortController();
-      const aborted = client.hello({ signal: abort.signal });
-      setTimeout(() => abort.abort(), 50);
-      await assert.rejects(aborted, named("aborted"));
-      await assert.rejects(client.hello({ signal: abort.signal }), named("aborted"));
-      const closed = client.hello();
-      setTimeout(() => client.close(), 50);
-      await assert.rejects(closed, named("closed"));
-      await assert.rejects(client.hello(), named("closed"));
-      await client.close();
-    },
-  );
-});
-
-test("arrays are views of the message, not copies", () => {
-  const blob = Buffer.from(new Float32Array([1, 2, 3, 4, 5, 6]).buffer);
-  const body = encode({ v: 1, id: 1, ok: true, a: { dtype: "<f4", shape: [1, 3], at: 0 }, b: [{ dtype: "<f4", shape: [2], at: 16 }] });
-  const { results } = readReply([body, blob]);
-  assert.deepEqual([...results.a], [1, 2, 3]);
-  assert.deepEqual(results.a.shape, [1, 3]);
-  assert.deepEqual([...results.b[0]], [5, 6]);
-  assert.equal(results.a.buffer, blob.buffer);
-  assert.equal(results.b[0].buffer, results.a.buffer);
-  blob.writeFloatLE(42, 0);
-  assert.equal(results.a[0], 42);
-});
-
-test("a message that lies askew is copied, and right all the same", () => {
-  const askew = Buffer.alloc(13);
-  askew.writeFloatLE(1.5, 1);
-  askew.writeFloatLE(2.5, 5);
-  const body = encode({ v: 1, id: 1, ok: true, a: { dtype: "<f4", shape: [2], at: 0 } });
-  assert.deepEqual([...readReply([body, askew.subarray(1)]).results.a], [1.5, 2.5]);
-});
-
-test("frames go on where they were, each once, in order", async () => {
-  let calls = 0;
-  const answer = (asked, reply) => {
-    calls += 1;
-    if (calls === 2) return undefined; // a daemon that dies before it answers
     const at = asked.start;
-    const records = calls === 3 ? [] : [at, at + 1, at + 2].filter((n) => n < 8).map((frame) => ({ frame, tracks: [] }));
-    return reply({ header: null, records, next: at + records.length, end: at + records.length >= 8, state: "running" });
+    if (at === 3 && !died) {
+      died = true;
+      setTimeout(async () => {
+        await daemon.down();
+        await daemon.up();
+      });
+      return undefined;
+    }
+    const records = [at, at + 1, at + 2].filter((n) => n < 8).map((frame) => ({ frame, tracks: [] }));
+    if (at === 6 && daemon.heard.filter((one) => one.start === 6).length === 1) records.length = 0; // none yet
+    const end = at + records.length >= 8;
+    return reply({ header: null, records, next: at + records.length, end, state: end ? "done" : "running" });
   };
+  const daemon = await new FakeDaemon(answer).start();
+  const client = new Client({ address: daemon.address, resend: 3_600_000, patience: 60_000 });
+  const seen = [];
+  for await (const record of client.frames("j")) seen.push(record.frame);
+  assert.deepEqual(seen, [0, 1, 2, 3, 4, 5, 6, 7]);
+  const tail = [];
+  for await (const record of client.frames("j", { start: 5, vertices: false })) tail.push(record.frame);
+  assert.deepEqual(tail, [5, 6, 7]);
+  assert.equal(daemon.heard.at(-1).vertices, false);
+  await client.close();
+  await daemon.stop();
+});
+
+test("frames of a job that is cancelled do not pass for all of them", async () => {
+  const answer = (asked, reply) =>
+    reply({ header: null, records: [{ frame: 0, tracks: [] }], next: 1, end: true, state: "cancelled" });
   await together(answer, async (client) => {
-    const seen = [];
-    for await (const record of client.frames("j")) seen.push(record.frame);
-    assert.deepEqual(seen, [0, 1, 2, 3, 4, 5, 6, 7]);
+    const frames = client.frames("j");
+    assert.equal((await frames.next()).value.frame, 0);
+    await assert.rejects(frames.next(), named("not-ready"));
+  });
+});
+
+test("a stream that is left asks no more", async () => {
+  const answer = (asked, reply) => reply({ records: [{ frame: asked.start, tracks: [] }], next: asked.start + 1, end: false, state: "running" });
+  await together(answer, async (client, daemon) => {
+    for await (const { frame } of client.frames("j")) if (frame === 3) break;
+    await client.hello();
+    assert.deepEqual(daemon.heard.map((asked) => asked.op), ["frames", "frames", "frames", "frames", "hello"]);
   });
 });
 
 test("wait asks on until the job has ended", async () => {
   const states = ["queued", "running", "running", "done"];
   const answer = (asked, reply) => reply({ job: { id: "j", state: states.shift(), progress: { committed: 4 - states.length } } });
-  await together(answer, async (client) => {
+  await together(answer, async (client, daemon) => {
     const seen = [];
     const done = await client.wait("j", { onProgress: (job) => seen.push(job.state) });
     assert.equal(done.state, "done");
     assert.deepEqual(seen, ["queued", "running", "running", "done"]);
+    assert.deepEqual(daemon.heard.map((asked) => asked.committed), [0, 1, 2, 3]);
   });
 });
 
-test("an upload goes on where the daemon says", async () => {
-  const folder = await mkdtemp(join(tmpdir(), "pw-node-"));
-  const file = join(folder, "clip.mp4");
-  const data = Buffer.from(Array.from({ length: 1000 }, (_, n) => n % 251));
-  await writeFile(file, data);
-  let got = Buffer.from(data.subarray(0, 300)); // of an earlier try
-  let confused = false;
-  const answer = (asked, reply, { blob }) => {
-    const state = () => ({ upload: "u", offset: got.length, complete: got.length === 1000 });
-    if (asked.op === "hello") return reply({ limits: { chunk: 256 } });
+test("wait gives up when it was told to, with the job as it is", async () => {
+  const answer = async (asked, reply) => {
+    await new Promise((go) => setTimeout(go, asked.timeout * 1000));
+    await reply({ job: { id: "j", state: "running" } });
+  };
+  await together(answer, async (client, daemon) => {
+    assert.equal((await client.wait("j", { timeout: 300 })).state, "running");
+    assert.ok(daemon.heard[0].timeout > 0.2 && daemon.heard[0].timeout <= 0.3, "seconds on the wire");
+    assert.equal(daemon.heard[0].committed, undefined, "not woken for progress that nobody looks at");
+  });
+});
+
+/** A daemon's side of one upload. */
+function receiver(data, { got = Buffer.alloc(0), chunk = 256, onChunk = () => true } = {}) {
+  const side = { got, offsets: [] };
+  side.answer = (asked, reply, more) => {
+    const state = () => ({ upload: "u", offset: side.got.length, complete: side.got.length === data.length });
+    if (asked.op === "hello") return reply({ limits: { chunk } });
     if (asked.op === "upload") {
       assert.equal(asked.sha256, createHash("sha256").update(data).digest("hex"));
-      assert.equal(asked.size, 1000);
+      assert.equal(asked.size, data.length);
       return reply(state());
     }
-    if (!confused) {
-      confused = true;
-      got = got.subarray(0, 200); // it has lost some
-      return reply(state());
-    }
-    if (asked.offset === got.length) got = Buffer.concat([got, blob]);
+    if (asked.op === "submit") return reply({ job: { id: "j", state: "queued", asked }, new: true });
+    side.offsets.push(asked.offset);
+    if (!onChunk(side, asked, more)) return undefined;
+    if (asked.offset === side.got.length) side.got = Buffer.concat([side.got, more.blob]);
     return reply(state());
   };
-  await together(answer, async (client) => {
+  return side;
+}
+
+test("an upload goes on where the daemon says", async (t) => {
+  const data = Buffer.from(Array.from({ length: 1000 }, (_, n) => n % 251));
+  const file = join(await folder(t), "clip.mp4");
+  await writeFile(file, data);
+  let confused = false;
+  const side = receiver(data, {
+    got: Buffer.from(data.subarray(0, 300)), // of an earlier try
+    onChunk: (one) => {
+      if (!confused) one.got = one.got.subarray(0, 200); // it has lost some
+      confused = true;
+      return true;
+    },
+  });
+  await together(side.answer, async (client) => {
     const seen = [];
     assert.equal(await client.upload(file, { onProgress: (sent) => seen.push(sent) }), "u");
-    assert.deepEqual(got, data);
+    assert.deepEqual(side.got, data);
     assert.equal(seen[0], 300);
     assert.equal(seen.at(-1), 1000);
   });
-  await rm(folder, { recursive: true });
 });
 
-test("a download is whole or not there", async () => {
-  const folder = await mkdtemp(join(tmpdir(), "pw-node-"));
+test("an upload survives a restart in the middle, and so does a chunk that was taken but not answered", async (t) => {
+  const data = Buffer.from(Array.from({ length: 1000 }, (_, n) => n % 241));
+  const file = join(await folder(t), "clip.mp4");
+  await writeFile(file, data);
+  let deaths = 0;
+  const side = receiver(data, {
+    onChunk: (one, asked, { blob }) => {
+      if (asked.offset !== 512 || deaths > 0) return true;
+      deaths += 1;
+      one.got = Buffer.concat([one.got, blob]);
+      setTimeout(async () => {
+        await daemon.down();
+        await daemon.up();
+      });
+      return false;
+    },
+  });
+  const daemon = await new FakeDaemon(side.answer).start();
+  const client = new Client({ address: daemon.address, resend: 3_600_000, patience: 60_000 });
+  const job = await client.submitFile(file, { priority: 3, exports: ["json"] });
+  assert.deepEqual(side.got, data);
+  assert.deepEqual(side.offsets, [0, 256, 512, 512, 768]);
+  assert.equal(job.new, true);
+  const { upload, priority, exports: wanted, path } = job.asked;
+  assert.deepEqual([upload, priority, wanted, path], ["u", 3, ["json"], undefined]);
+  await client.close();
+  await daemon.stop();
+});
+
+test("an empty file is the daemon's to refuse; a missing one is not asked about; an abort is one", async (t) => {
+  const file = join(await folder(t), "empty.mp4");
+  await writeFile(file, "");
+  const side = receiver(Buffer.alloc(0));
+  await together(side.answer, async (client, daemon) => {
+    assert.equal(await client.upload(file), "u");
+    daemon.heard.length = 0;
+    await assert.rejects(client.upload(`${file}.not`), { code: "ENOENT" });
+    await assert.rejects(client.upload(file, { signal: AbortSignal.abort() }), named("aborted"));
+    assert.deepEqual(daemon.heard, []);
+  });
+});
+
+test("a download is whole or not there", async (t) => {
+  const path = await folder(t);
   const data = Buffer.from("0123456789");
-  let broken = true;
+  let trouble = "refused";
   const answer = (asked, reply, { refuse }) => {
-    if (broken && asked.offset > 0) return refuse("results-gone");
-    return reply({ name: "a", offset: asked.offset, total: 10 }, data.subarray(asked.offset, asked.offset + 4));
+    const piece = data.subarray(asked.offset, asked.offset + 4);
+    if (asked.offset > 0 && trouble === "refused") return refuse("results-gone");
+    if (asked.offset > 0 && trouble === "short") return reply({ name: "a", offset: asked.offset, total: 10 }, Buffer.alloc(0));
+    return reply({ name: "a", offset: asked.offset, total: 10 }, piece);
   };
   await together(answer, async (client) => {
-    const target = join(folder, "a.bin");
+    const target = join(path, "a.bin");
     await assert.rejects(client.download("j", "a", target), named("results-gone"));
-    await assert.rejects(readFile(target));
-    broken = false;
-    await client.download("j", "a", target);
+    trouble = "short";
+    await assert.rejects(client.download("j", "a", target), named("results-gone"));
+    assert.deepEqual(await readdir(path), []);
+    trouble = "";
+    const seen = [];
+    const made = await Promise.all([
+      client.download("j", "a", target, { onProgress: (got, total) => seen.push([got, total]) }),
+      client.download("j", "a", target), // at the same time: they do not get into each other's way
+    ]);
+    assert.deepEqual(made, [target, target]);
     assert.deepEqual(await readFile(target), data);
+    assert.deepEqual(await readdir(path), ["a.bin"]);
+    assert.deepEqual(seen, [[4, 10], [8, 10], [10, 10]]);
   });
-  await rm(folder, { recursive: true });
 });
 
-test("requests do not pile up while nobody is there", async () => {
-  const client = new Client({ address: "ipc:///tmp/poseward-nobody-is-here.sock", patience: 500 });
-  const asked = await Promise.allSettled(Array.from({ length: 500 }, () => client.hello()));
-  assert.ok(asked.every((one) => one.status === "rejected" && named("timeout")(one.reason)));
-  await client.close();
+test("an image is bytes or a path, and too large a one is not sent", async (t) => {
+  const file = join(await folder(t), "a.png");
+  await writeFile(file, "the image");
+  const answer = (asked, reply) =>
+    asked.op === "hello" ? reply({ limits: { max_message: 2 << 20 } }) : reply({ record: { frame: 0, tracks: [] }, header: {} });
+  await together(answer, async (client, daemon) => {
+    await client.image(file, { vertices: false, timeout: 2000 });
+    const [asked] = daemon.heard;
+    assert.equal(asked.blob.toString(), "the image");
+    assert.deepEqual([asked.vertices, asked.timeout], [false, 2]);
+    await client.image(new Uint8Array(2 << 20));
+    await assert.rejects(client.image(new Uint8Array((2 << 20) + 1)), named("too-large"));
+    assert.deepEqual(daemon.heard.map((one) => one.op), ["image", "hello", "image"]);
+  });
+});
+
+test("events come as they are, whatever else comes, until the client is closed", async () => {
+  await together(
+    (asked, reply) => reply({ events: "ipc:///nowhere" }),
+    async (_, daemon) => {
+      const client = new Client({ address: daemon.address, events: daemon.events });
+      const seen = [];
+      const watching = (async () => {
+        for await (const [topic, event] of client.events(["job.", "memory"])) seen.push([topic, event.seq]);
+      })();
+      await daemon.publish("job.a", { seq: 1, job: {} });
+      await until(() => daemon.publisher.receive().then(() => true), "the second topic");
+      await daemon.publish("frame.a", { seq: 2 });
+      await daemon.publish("job.b", Buffer.from([0xc1]));
+      await daemon.publish("job.c", { v: 2, seq: 4 });
+      await daemon.publish("memory", { seq: 5 });
+      await until(() => seen.length === 2, "two events");
+      assert.deepEqual(seen, [["job.a", 1], ["memory", 5]]);
+      await client.close();
+      await watching;
+    },
+  );
+});
+
+test("events end when they are left, and by name when they are aborted", async () => {
+  await together(
+    (asked, reply) => reply({ events: daemonEvents }),
+    async (client, daemon) => {
+      daemonEvents = daemon.events;
+      const abort = new AbortController();
+      const first = client.events("job.a", { signal: abort.signal });
+      const waiting = first.next();
+      await daemon.publish("job.a", { seq: 1, job: {} });
+      assert.equal((await waiting).value[1].seq, 1);
+      const second = first.next();
+      setTimeout(() => abort.abort(), 20);
+      await assert.rejects(second, named("aborted"));
+      await assert.rejects(client.events("", { signal: abort.signal }).next(), named("aborted"));
+    },
+  );
+});
+let daemonEvents;
+
+test("events are sought where the requests go", () => {
+  assert.equal(eventsAddress("tcp://0.0.0.0:5556", "tcp://10.0.0.7:5555"), "tcp://10.0.0.7:5556");
+  assert.equal(eventsAddress("tcp://[::]:5556", "tcp://[::1]:5555"), "tcp://[::1]:5556");
+  assert.equal(eventsAddress("ipc:///run/events.sock", "ipc:///run/api.sock"), "ipc:///run/events.sock");
+  assert.equal(eventsAddress("ipc:///run/events.sock", "tcp://127.0.0.1:5555"), "ipc:///run/events.sock");
+});
+
+test("without an address it is this user's daemon", () => {
+  const before = process.env.XDG_STATE_HOME;
+  process.env.XDG_STATE_HOME = "/somewhere";
+  assert.equal(defaultAddress(), "ipc:///somewhere/poseward/api.sock");
+  assert.equal(new Client().address, "ipc:///somewhere/poseward/api.sock");
+  delete process.env.XDG_STATE_HOME;
+  assert.match(defaultAddress(), /^ipc:\/\/.*\/\.local\/state\/poseward\/api\.sock$/);
+  if (before !== undefined) process.env.XDG_STATE_HOME = before;
 });

@@ -11,17 +11,22 @@ import { Client } from "../src/index.js";
 
 export const checkout = resolve(dirname(fileURLToPath(import.meta.url)), "../../..");
 export const python = process.env.POSEWARD_PYTHON ?? join(checkout, ".venv/bin/python");
+export const PATIENCE = 120_000;
+const MAIN = "from daemon.cli import main; main()";
 
 const FAST = [
   "stages.max_pixels=76800", "stages.ring_mb=8", "stages.slots=8", "stages.snapshot_every=10",
   "stages.deadlines.working=10", "stages.faults=mesh:slow=0.03%1/1",
 ];
+const living = new Set();
+process.on("exit", () => living.forEach((daemon) => daemon.process.kill("SIGKILL"))); // when a test fails badly
 
 export class Daemon {
-  static async create({ backend = "tests.blocks", sets = [] } = {}) {
+  static async create({ backend = "tests.blocks", address, sets = [], curve } = {}) {
     const daemon = new Daemon();
     daemon.folder = await mkdtemp(join(tmpdir(), "pw-node-"));
-    daemon.address = `ipc://${join(daemon.folder, "api.sock")}`;
+    daemon.address = address ?? `ipc://${join(daemon.folder, "api.sock")}`;
+    daemon.curve = curve;
     daemon.log = join(daemon.folder, "daemon.log");
     daemon.sets = [
       `daemon.state=${join(daemon.folder, "state")}`, `results.folder=${join(daemon.folder, "results")}`,
@@ -35,10 +40,10 @@ export class Daemon {
   async start() {
     const log = openSync(this.log, "a");
     const flags = this.sets.flatMap((one) => ["--set", one]);
-    const main = "from daemon.cli import main; main()";
-    this.process = spawn(python, ["-c", main, "serve", ...flags], { cwd: checkout, stdio: ["ignore", log, log] });
-    this.exited = once(this.process, "exit");
-    const client = new Client({ address: this.address, patience: 120_000 });
+    this.process = spawn(python, ["-c", MAIN, "serve", ...flags], { cwd: checkout, stdio: ["ignore", log, log] });
+    living.add(this);
+    this.exited = once(this.process, "exit").finally(() => living.delete(this));
+    const client = this.client();
     try {
       await Promise.race([
         client.hello(),
@@ -52,33 +57,57 @@ export class Daemon {
     return this;
   }
 
-  async kill() {
-    this.process.kill("SIGKILL");
+  client(options = {}) {
+    return new Client({ address: this.address, curve: this.curve, patience: PATIENCE, ...options });
+  }
+
+  async end(signal) {
+    if (this.process.exitCode !== null || this.process.signalCode !== null) return;
+    this.process.kill(signal);
     await this.exited;
   }
 
   async stop() {
-    if (this.process.exitCode === null && this.process.signalCode === null) {
-      this.process.kill("SIGTERM");
-      await this.exited;
-    }
+    await this.end("SIGTERM");
     await rm(this.folder, { recursive: true, force: true });
   }
 }
 
+/** A daemon with its client, for as long as the test runs. */
+export async function running(t, options) {
+  const daemon = await (await Daemon.create(options)).start();
+  const client = daemon.client();
+  t.after(async () => {
+    await client.close();
+    await daemon.stop();
+  });
+  return { daemon, client };
+}
+
 /** A small clip of wandering squares, made by the project's own test code. */
 export async function writeClip(path, frames) {
-  return make(path, `from tests.harness import write_squares; write_squares(Path(path), ${frames})`);
+  return write(path, `from tests.harness import write_squares; write_squares(Path(path), ${frames})`);
 }
 
 /** A black image, 160 x 120, with one white square. */
 export async function writeImage(path) {
-  return make(path, "import cv2, numpy as np; a = np.zeros((120, 160, 3), np.uint8); a[20:60, 20:60] = 255; cv2.imwrite(path, a)");
+  return write(path, "import cv2, numpy as np; a = np.zeros((120, 160, 3), np.uint8); a[20:60, 20:60] = 255; cv2.imwrite(path, a)");
 }
 
-async function make(path, code) {
-  const whole = `import sys; from pathlib import Path; path = sys.argv[1]; ${code}`;
-  const [status] = await once(spawn(python, ["-c", whole, path], { cwd: checkout, stdio: "inherit" }), "exit");
-  if (status !== 0) throw new Error(`${path} could not be made`);
+/** Keys as `poseward keys new` writes them: `{publicKey, secretKey}`. */
+export async function newKeys(folder, name) {
+  await run(["-c", MAIN, "keys", "new", name, "--folder", folder], "ignore");
+  const text = await readFile(join(folder, `${name}.key_secret`), "utf8");
+  const key = (which) => new RegExp(`${which}-key = "(.{40})"`).exec(text)[1];
+  return { publicKey: key("public"), secretKey: key("secret") };
+}
+
+async function write(path, code) {
+  await run(["-c", `import sys; from pathlib import Path; path = sys.argv[1]; ${code}`, path], "inherit");
   return path;
+}
+
+async function run(args, stdio) {
+  const [status] = await once(spawn(python, args, { cwd: checkout, stdio }), "exit");
+  if (status !== 0) throw new Error(`python ${args.join(" ")} ended with ${status}`);
 }
