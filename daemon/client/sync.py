@@ -141,11 +141,22 @@ class Client:
         if self._loop.is_closed():
             work.close()
             raise ClientError("closed", "the client was closed")
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        left = threading.Event()
+
+        async def heard() -> Result:
+            try:
+                return await work
+            except ClientError:
+                if left.is_set():  # nobody would fetch the error, and asyncio would say so on stderr
+                    raise asyncio.CancelledError from None
+                raise
+
+        future = asyncio.run_coroutine_threadsafe(heard(), self._loop)
         try:
             return future.result()
         except BaseException:
-            future.cancel()  # Ctrl-C
+            left.set()  # Ctrl-C
+            future.cancel()
             raise
 
     def _iterate(self, source: AsyncIterator[Result]) -> Iterator[Result]:
