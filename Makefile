@@ -65,7 +65,7 @@ test: lint models
 
 # The Node.js client against real daemons. Without Node there is nothing to test, and it is said so.
 test-node: $(INSTALLED)
-	@if command -v npm >/dev/null && node -e 'process.exit(Number(process.versions.node.split(".")[0]) < 18)'; then \
+	@if command -v npm >/dev/null && node -e 'process.exit(Number(process.versions.node.split(".")[0]) < 18 ? 1 : 0)'; then \
 	  cd clients/node && npm ci --no-progress && npm run types && \
 	  POSEWARD_PYTHON="$(abspath $(BIN))/python" npm test; \
 	else echo "skipped: the tests of clients/node need Node.js 18 or later, with npm"; fi
