@@ -25,6 +25,7 @@ class Running:
     future: Future[Any] | None = None
     cancelled: bool = False
     total: int | None = None
+    fps: float = 0.0
     last: JobProgress | None = None
     began: float = field(default_factory=time.monotonic)
     told: float = 0.0

@@ -167,18 +167,26 @@ class Scheduler:
                 self._fail(running, event.error, event.message, event.outcome)
 
     def _on_opened(self, running: Running, event: JobOpened) -> None:
-        running.total = event.frames
-        limit = self._loaded.settings.api.max_duration
-        if limit and event.frames is not None and event.fps > 0 and event.frames / event.fps > limit:
-            assert self._pipeline is not None
-            self._pipeline.cancel(running.job.id)
-            seconds = event.frames / event.fps
-            message = f"{seconds:.0f} s long, more than api.max_duration = {limit:g} allows"
-            self._fail(running, "too-long", message, JobOutcome())
-        elif event.frames is not None:
+        running.total, running.fps = event.frames, event.fps
+        if event.frames is not None and self._within_duration(running, event.frames):
             self._store.note(running.job.id, frames=event.frames)
 
+    def _within_duration(self, running: Running, frames: int) -> bool:
+        """Fail a job that is longer than allowed; where nobody knows its length, as soon as it has become so."""
+        limit = self._loaded.settings.api.max_duration
+        if not limit or running.fps <= 0 or frames / running.fps <= limit:
+            return True
+        assert self._pipeline is not None
+        self._pipeline.cancel(running.job.id)
+        seconds = f"{frames / running.fps:.0f} s long" if running.total is not None else "longer"
+        self._fail(
+            running, "too-long", f"{seconds}, more than api.max_duration = {limit:g} s allows", JobOutcome()
+        )
+        return False
+
     def _on_progress(self, running: Running, event: JobProgress) -> None:
+        if running.total is None and not self._within_duration(running, event.decoded):
+            return
         now = time.monotonic()
         running.last = event
         running.marks.append((now, event.committed))
