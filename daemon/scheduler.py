@@ -107,9 +107,13 @@ class Scheduler:
         return running.progress() if running else None
 
     def growing(self, job: str) -> Path | None:
-        """The folder in which the results of a running job grow. May be called from any thread."""
+        """The folder in which the results of a running job grow, or stand while its exports are made. May be
+        called from any thread."""
         running = self._running.get(job)
-        return running.place.job if running and running.place else None
+        if running is None or running.place is None:
+            return None
+        place = running.place
+        return place.job if (place.job / summary.FRAMES).exists() else place.results
 
     def running(self) -> list[str]:
         """Ids of the jobs in work."""

@@ -122,8 +122,11 @@ class Operations:
             return
         folder = self._port.growing(job)
         if folder is None:
-            self._followed.pop(job, None)
-            return
+            found_job = self._store.get(job) if job in self._followed else None
+            if found_job is None or found_job.results is None:
+                self._followed.pop(job, None)
+                return
+            folder = Path(found_job.results)  # done: what came since the last look
         if job not in self._followed:
             progress = self._port.progress(job) or {"committed": 0}
             self._followed[job] = progress["committed"]
@@ -135,6 +138,8 @@ class Operations:
         _, records, self._followed[job] = found
         for record in records:
             yield f"frame.{job}", {"record": record}
+        if self._port.growing(job) is None:
+            self._followed.pop(job, None)
 
     def close(self) -> None:
         self._streams.close()
