@@ -4,11 +4,11 @@ import { createHash } from "node:crypto";
 import { mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { test } from "node:test";
 
 import { Client, defaultAddress, PosewardError } from "../src/index.js";
 import { eventsAddress } from "../src/events.js";
 import { FakeDaemon, together, until } from "./fake.js";
+import { test } from "./timed.js";
 
 const named = (code) => (error) => error instanceof PosewardError && error.code === code;
 

@@ -6,7 +6,7 @@ import { mkdir, mkdtemp, readFile, rename, rm, writeFile } from "node:fs/promise
 import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
-import { after, before, test } from "node:test";
+import { after, before } from "node:test";
 
 import { decodeMulti } from "@msgpack/msgpack";
 
@@ -14,6 +14,7 @@ import { PosewardError } from "../src/index.js";
 import { wrongs } from "./conforms.js";
 import { checkout, Daemon, newKeys, PATIENCE, running, writeClip, writeImage } from "./daemon.js";
 import { until as within } from "./fake.js";
+import { test } from "./timed.js";
 
 const RUNNER = resolve(checkout, "../shared/data/runner.mp4");
 const until = (condition, what) => within(condition, what, PATIENCE);

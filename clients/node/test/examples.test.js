@@ -4,11 +4,12 @@ import { execFile, spawn } from "node:child_process";
 import { once } from "node:events";
 import { readFile } from "node:fs/promises";
 import { dirname, join } from "node:path";
-import { after, before, test } from "node:test";
+import { after, before } from "node:test";
 import { fileURLToPath } from "node:url";
 import { promisify } from "node:util";
 
 import { Daemon, writeClip } from "./daemon.js";
+import { test } from "./timed.js";
 
 const home = dirname(dirname(fileURLToPath(import.meta.url)));
 const run = promisify(execFile);

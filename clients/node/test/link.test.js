@@ -2,7 +2,6 @@
 import assert from "node:assert/strict";
 import { execFile } from "node:child_process";
 import { getEventListeners } from "node:events";
-import { test } from "node:test";
 import { fileURLToPath } from "node:url";
 import { promisify } from "node:util";
 
@@ -11,6 +10,7 @@ import { curveKeyPair } from "zeromq";
 
 import { Client, PosewardError } from "../src/index.js";
 import { FakeDaemon, together, until } from "./fake.js";
+import { test } from "./timed.js";
 
 const NOBODY = "ipc:///tmp/poseward-nobody-is-here.sock";
 const named = (code) => (error) => error instanceof PosewardError && error.code === code;

@@ -1,6 +1,5 @@
 // Bytes: what is a reply, and where its arrays lie.
 import assert from "node:assert/strict";
-import { test } from "node:test";
 
 import { encode } from "@msgpack/msgpack";
 
@@ -8,6 +7,7 @@ import { Client } from "../src/index.js";
 import { readEvent, readReply, writeRequest } from "../src/messages.js";
 import { methodsOf } from "./conforms.js";
 import { together } from "./fake.js";
+import { test } from "./timed.js";
 
 const reply = (values, blob) => readReply([encode({ v: 1, id: 1, ok: true, ...values }), ...(blob ? [blob] : [])]);
 
@@ -57,7 +57,7 @@ test("an empty array needs no second part", () => {
 });
 
 test("arrays beyond their message, and unknown ones, are refused", () => {
-  const blob = Buffer.alloc(8);
+  const blob = Buffer.from(new ArrayBuffer(64), 16, 8); // others' bytes lie around it
   for (const array of [
     { dtype: "<f4", shape: [3], at: 0 },
     { dtype: "<f4", shape: [1], at: 8 },
