@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from daemon.drop import DropError, DropFolder
-from daemon.drop.names import free_name, is_ignored, is_sidecar
+from daemon.drop.names import ERROR, RESULTS, free_name, is_ignored, is_sidecar
 from daemon.drop.sidecar import SidecarError, read_sidecar
 from daemon.drop.watching import is_blind
 from daemon.settings import DropSettings
@@ -239,7 +239,7 @@ def test_any_name_comes_through(tmp_path_factory: pytest.TempPathFactory, raw: b
 @pytest.mark.parametrize("name", ["x" * 255, "x" * 250 + ".mp4", "ü" * 127, "a." + "e" * 200])
 def test_long_names_leave_room(tmp_path: Path, name: str) -> None:
     for _ in range(3):
-        found = free_name(tmp_path, name)
+        found = free_name(tmp_path, name, (ERROR, RESULTS))
         assert len(os.fsencode(found + ".results.txt")) <= 255
         (tmp_path / found).touch()
     assert len(list(tmp_path.iterdir())) == 3
@@ -266,7 +266,7 @@ def test_a_sidecar_goes_with_its_file(drop: Drop) -> None:
         (".json", "[1]", "must be a table"),
         (".toml", "prioritty = 1", "did you mean priority"),
         (".toml", "priority = 1000", "priority = 1000"),
-        (".json", '{"priority": "5"}', "priority = 5"),
+        (".json", '{"priority": "5"}', "priority = '5'"),
         (".json", '{"recompute": 1}', "recompute"),
         (".json", '{"exports": "glb"}', "exports"),
         (".toml", "\udcff", "not valid TOML"),

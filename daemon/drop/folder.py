@@ -3,44 +3,41 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import json
+import errno
+import itertools
 import os
 import stat
 import threading
 import time
-from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import OrderedDict, deque
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
-from daemon.config_sources import ConfigError
-from daemon.drop.names import CLAIMED, DONE, ERROR, FAILED, RESULTS, free_name, is_ignored, is_sidecar, sidecars_of
-from daemon.drop.sidecar import Options, SidecarError, read_sidecar
+from daemon.drop import away
+from daemon.drop.claims import Claim, Refused, claim, move_back, options_of, read_claim
+from daemon.drop.grounds import DropError, Grounds
+from daemon.drop.incoming import Ready, look
+from daemon.drop.names import DONE, ERROR, FAILED, RESULTS, is_job, whose_sidecar
+from daemon.drop.notes import Notes
+from daemon.drop.notices import error_notice, results_notice
+from daemon.drop.settling import Settling
 from daemon.drop.watching import Watcher, is_blind
 from daemon.settings import DropSettings
 from daemon.store import JobStore, State, StoredJob, StoreError, Submission, new_id
 
-MOST_CLAIMS = 200
-"""Files taken in one look, so that the others' ends are not held up by thousands that come at once."""
+MOST = 200
+"""Files taken, and claimed folders looked at, in one look, so that thousands at once hold up nobody for long."""
 BLIND_EVERY = 2.0
 SAFETY_EVERY = 30.0
-"""Seconds between two looks where the kernel tells of changes: it may lose some."""
-LINK = "a link is never followed, lest it lead out of the folder: drop the file itself"
-PLACE = ".place"
-"""In a claimed folder, once its job has ended: where its file goes. Makes the moves repeatable."""
-
-
-class DropError(ConfigError):
-    """The drop folder cannot be used; names it, the setting and the way out."""
-
-
-@dataclass(frozen=True)
-class _Seen:
-    size: int
-    modified: int
-    since: float
+"""Seconds between two looks where the kernel tells of changes, as it may lose some, and between two looks at
+everything that is claimed."""
+STORE_EVERY = 5.0
+"""Seconds after which a store that has refused a file is asked again."""
+REMEMBERED = 10_000
+"""Names of files taken last, for sidecars that come too late."""
+_WHOLE_FOLDER = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.ENOTCONN)
+"""Errors that no other file would be spared."""
 
 
 class DropFolder:
@@ -70,32 +67,35 @@ class DropFolder:
         self._settings = settings
         self._store = store
         self._clock = clock
-        self._notify = notify
-        self._seen: dict[str, _Seen] = {}
-        self._moving: dict[str, _Seen] = {}
-        """Claimed files that are not jobs yet, by job id: whoever sent them may go on writing."""
-        self._said: dict[str, str] = {}
-        self._jobs: set[str] = set()
-        """Claimed files that the store knows, and whose job has not ended as far as is known."""
+        self._notes = Notes(notify)
+        self._incoming = Settling(settings.settle)
+        self._coming = 0
+        self._claimed = 0
+        self._taken: OrderedDict[str, str] = OrderedDict()
+        self._claims: dict[str, Settling] = {}
+        """Of claimed files, by job: whoever sent one may go on writing."""
+        self._todo: OrderedDict[str, None] = OrderedDict()
+        """Claimed folders to look at now."""
+        self._moving: dict[str, None] = {}
+        """Claimed folders whose file does not stand still yet."""
+        self._jobs: OrderedDict[str, None] = OrderedDict()
+        """Claimed files that are jobs which had not ended when they were last looked up."""
         self._ended: deque[str] = deque()
-        self._checked = -SAFETY_EVERY
-        self._lock = -1
-        self._missing = False
+        self._checked: float | None = None
+        self._refused_at: float | None = None
         self._changed = threading.Event()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
-        self._blind = settings.poll > 0 or is_blind(self._folder)
-        if _contains(results, self._folder) or _contains(self._folder, results):
-            raise DropError(
-                f"drop.folder = {self._folder} and results.folder = {results} lie in each other: choose two apart"
-            )
+        self._watcher: Watcher | None = None
+        self._grounds = Grounds(self._folder, results, self._notes.once)
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            self._prepare()
+            self._grounds.open(make=True)
         except OSError as error:
+            self._grounds.close()
             raise DropError(
-                f"drop.folder = {self._folder}: {error.strerror}; choose one that you can write"
+                f"drop.folder = {self._folder}: {error.strerror}; choose a folder that you can write"
             ) from error
+        self._blind = settings.poll > 0 or is_blind(self._folder)
         store.listen(self._on_change)
 
     def start(self) -> None:
@@ -104,302 +104,265 @@ class DropFolder:
         self._thread.start()
 
     def stop(self) -> None:
-        """May be called twice."""
+        """Finish the file in hand, and let go of the folder. May be called twice."""
         self._stop.set()
         self._changed.set()
         if self._thread is not None:
             self._thread.join()
             self._thread = None
-        if self._lock >= 0:
-            os.close(self._lock)
-            self._lock = -1
+        self._grounds.close()
 
     def status(self) -> dict[str, Any]:
         """For `health`. May be called from any thread."""
+        told = not self._blind and (self._watcher is None or self._watcher.told)
         return {
             "folder": str(self._folder),
-            "watching": "polling" if self._blind else "kernel",
-            "incomplete": len(self._seen),
-            "claimed": len(self._jobs),
-            "problem": next(iter(list(self._said.values())), None),
+            "watching": "kernel" if told else "polling",
+            "incomplete": self._coming,
+            "claimed": self._claimed,
+            "problem": self._notes.problem(),
         }
 
     def scan(self) -> None:
         """One look: claim what is complete, make jobs of what is claimed, put away what has ended."""
         try:
-            if self._missing:
-                self._prepare()
-                self._missing = False
-                self._fine("folder")
-            if self._clock() - self._checked >= SAFETY_EVERY:
+            if not self._grounds.stands():
+                self._grounds.open()
+                self._checked = None
+            if self._checked is None or self._clock() - self._checked >= SAFETY_EVERY:
                 self._checked = self._clock()
-                self._check_claimed()
+                claimed = [name for name in sorted(os.listdir(self._grounds.claimed)) if is_job(name)]
+                self._todo.update((name, None) for name in claimed if name not in self._moving)
+                self._notes.keep("stuck", set(claimed))
             self._take()
         except (FileNotFoundError, NotADirectoryError):
-            self._missing = True
-            self._say("folder", f"{self._folder} is gone: waiting for it to come back")
+            self._notes.say("folder", "", f"{self._folder} is gone: waiting for it to come back")
+            return
+        except DropError as error:
+            self._notes.say("folder", "", str(error))
+            return
         except OSError as error:
-            self._say("folder", f"{self._folder}: {error.strerror}")
-        while self._ended:
-            job = self._ended.popleft()
-            with contextlib.suppress(FileNotFoundError):
-                self._look_at(job)
+            self._notes.say("folder", "", f"{self._folder}: {error.strerror}: it is tried again")
+        else:
+            self._notes.over("folder", "")
+        if not self._store_waits():
+            self._look_up_jobs()
+            self._look_at_claims()
+        self._claimed = len(self._jobs.keys() | self._todo.keys() | self._moving.keys())
 
     # -- files that come ---------------------------------------------------------------------------------
 
     def _take(self) -> None:
-        now = self._clock()
-        names: dict[str, os.DirEntry[str]] = {}
-        with os.scandir(self._folder) as entries:
-            for entry in entries:
-                if not is_ignored(entry.name):
-                    names[entry.name] = entry
-        for name in [name for name in self._seen if name not in names]:
-            del self._seen[name]
-        for about in [about for about in self._said if about.startswith("odd:") and about[4:] not in names]:
-            del self._said[about]
-        claims = 0
-        for name, entry in names.items():
-            if self._is_complete(name, entry, now) and not is_sidecar(name) and claims < MOST_CLAIMS:
-                beside = [side for side in sidecars_of(name) if side in names]
-                if all(self._is_complete(side, names[side], now) for side in beside):
-                    claims += 1
-                    self._claim(name, beside)
-        if claims == MOST_CLAIMS:
+        found = look(self._folder, self._incoming, self._clock())
+        self._coming = found.coming + len(found.ready)
+        self._notes.keep("odd", found.odd)
+        for name, why in found.odd.items():
+            self._notes.say("odd", name, f"{name!r} is left alone: {why}")
+        self._notes.keep("late-sidecar", found.alone)
+        for name in found.alone:
+            if (job := self._taken.get(whose_sidecar(name))) is not None:
+                self._notes.say(
+                    "late-sidecar", name,
+                    f"{name!r} has come too late: its file was taken as job {job}; it waits for the next one of"
+                    " that name",
+                )  # fmt: skip
+        if self._store_waits():
+            return
+        taken = 0
+        blocked: list[str] = []
+        for ready in found.ready[:MOST]:
+            if self._stop.is_set():
+                break
+            try:
+                taken += self._claim(ready)
+            except OSError as error:
+                if error.errno in _WHOLE_FOLDER:
+                    raise
+                blocked.append(ready.name)
+                self._notes.say(
+                    "blocked", ready.name,
+                    f"{ready.name!r} cannot be taken: {error.strerror}: another program has it open, or it is"
+                    " somebody else's; it is tried again",
+                )  # fmt: skip
+        self._notes.keep("blocked", {*blocked, *self._incoming.names()})
+        self._coming -= taken
+        if taken:
+            self._grounds.sync()  # what the store knows of must not lie elsewhere after a power cut
+        if len(found.ready) > MOST:
             self._changed.set()
 
-    def _is_complete(self, name: str, entry: os.DirEntry[str], now: float) -> bool:
-        """Whether a file's size and time of change have stood still long enough; puts links away."""
-        try:
-            found = entry.stat(follow_symlinks=False)
-        except OSError:
-            return False  # it has vanished
-        if stat.S_ISLNK(found.st_mode):
-            self._refuse(self._folder / name, [], "link-refused", LINK)
-            return False
-        if not stat.S_ISREG(found.st_mode):
-            kind = "folders are not looked into" if stat.S_ISDIR(found.st_mode) else "it is no file"
-            self._say(f"odd:{name}", f"{name!r} is left alone: {kind}")
-            return False
-        seen = self._seen.get(name)
-        if seen is None or (seen.size, seen.modified) != (found.st_size, found.st_mtime_ns):
-            self._seen[name] = _Seen(found.st_size, found.st_mtime_ns, now)
-            return False
-        return now - seen.since >= self._settings.settle
-
-    def _claim(self, name: str, beside: list[str]) -> None:
-        """Take a file by renaming it into a folder named after its job to be."""
+    def _claim(self, ready: Ready) -> bool:
+        """Take a file by renaming it into a folder named after its job to be; False where it has vanished."""
         job = new_id(time.time())
-        claimed = self._folder / CLAIMED / job
-        claimed.mkdir()
+        seen = {name: self._incoming.take(name) for name in (*ready.sidecars, ready.name)}
         try:
-            for side in beside:  # first, so that a file is never claimed without them
-                os.rename(self._folder / side, claimed / side)
-                self._seen.pop(side, None)
-            os.rename(self._folder / name, claimed / name)
+            claim(self._folder, ready, self._grounds.claimed / job)
         except FileNotFoundError:
-            self._seen.pop(name, None)
-            for side in beside:
-                with contextlib.suppress(OSError):
-                    os.rename(claimed / side, self._folder / side)
-            claimed.rmdir()
-            return
-        seen = self._seen.pop(name)
-        found = (claimed / name).lstat()
-        if (found.st_size, found.st_mtime_ns) != (seen.size, seen.modified):
-            self._seen_claimed(job, found)  # whoever sends it goes on writing
-        else:
-            self._add(job, claimed / name, [claimed / side for side in beside])
-
-    def _seen_claimed(self, job: str, found: os.stat_result) -> bool:
-        """Whether a claimed file stands still; it is looked at again otherwise."""
-        seen, now = self._moving.get(job), self._clock()
-        if seen is None or (seen.size, seen.modified) != (found.st_size, found.st_mtime_ns):
-            self._moving[job] = seen = _Seen(found.st_size, found.st_mtime_ns, now)
-        if now - seen.since < self._settings.settle:
-            self._checked = -SAFETY_EVERY
             return False
-        del self._moving[job]
+        settling = self._claims[job] = Settling(self._settings.settle)
+        for name, known in seen.items():
+            settling.give(name, known)
+        self._todo[job] = None
         return True
-
-    def _add(self, job: str, file: Path, beside: list[Path]) -> None:
-        """Make a claimed file a job; what cannot be one is put away at once."""
-        options = Options()
-        try:
-            found = file.lstat()
-            if stat.S_ISLNK(found.st_mode):
-                self._refuse(file, beside, "link-refused", LINK)
-                return
-            if found.st_size == 0:
-                self._refuse(file, beside, "empty-file", "the file is empty: was it copied whole?")
-                return
-            if beside:
-                options = read_sidecar(beside[0])
-        except SidecarError as error:
-            self._refuse(file, beside, "bad-sidecar", str(error))
-            return
-        except OSError as error:
-            self._refuse(file, beside, "unreadable-file", f"{error.strerror}: check who may read it")
-            return
-        wanted = Submission(str(file), file.name, "drop", options.priority, None, options.as_map(), job)
-        try:
-            self._store.add(wanted)
-        except StoreError as error:
-            self._say("store", f"files wait in {self._folder / CLAIMED}: {error}")
-            self._checked = -SAFETY_EVERY
-            return
-        self._fine("store")
-        self._jobs.add(job)
 
     # -- files that have been claimed ----------------------------------------------------------------------
 
-    def _check_claimed(self) -> None:
-        """Whatever another life of this daemon has left half done."""
-        for claimed in os.scandir(self._folder / CLAIMED):
-            if claimed.is_dir(follow_symlinks=False):
-                with contextlib.suppress(FileNotFoundError):
-                    self._look_at(claimed.name)
+    def _look_up_jobs(self) -> None:
+        """Find the jobs that have ended, even if nobody has told."""
+        while self._ended:
+            self._todo[self._ended.popleft()] = None
+        with contextlib.suppress(StoreError):  # said when something is wanted of it
+            for job in list(itertools.islice(self._jobs, MOST // 2)):
+                self._jobs.move_to_end(job)
+                known = self._store.get(job)
+                if known is None or known.state.final:
+                    self._todo[job] = None
+
+    def _look_at_claims(self) -> None:
+        for job in [*self._moving, *itertools.islice(self._todo, MOST)]:
+            if self._stop.is_set():
+                return
+            try:
+                self._look_at(job)
+                self._notes.over("stuck", job)
+            except StoreError as error:
+                self._refused_at = self._clock()
+                if job in self._todo:
+                    self._todo.move_to_end(job)
+                self._notes.say("store", "", f"files wait in {self._grounds.claimed}: {error}")
+                return
+            except FileNotFoundError:
+                self._forget(job)
+            except OSError as error:
+                self._forget(job)
+                self._notes.say("stuck", job, f"files wait in {self._grounds.claimed}: {error.strerror}")
+            except Exception as error:  # noqa: BLE001  (one file must not hold up the others)
+                self._forget(job)
+                self._notes.say(
+                    "stuck", job,
+                    f"{self._grounds.claimed / job}: {type(error).__name__}: {error}: please report this",
+                )  # fmt: skip
+        if self._todo:
+            self._changed.set()
+        else:
+            self._refused_at = None
+            self._notes.over("store", "")
 
     def _look_at(self, job: str) -> None:
-        claimed = self._folder / CLAIMED / job
-        names = sorted(os.listdir(claimed))
-        if PLACE in names:
-            self._finish(claimed)
-            return
-        mains = [name for name in names if not any(name in sidecars_of(other) for other in names)]
-        mains = [name for name in mains if not is_sidecar(name)] or mains
-        if not mains:
-            with contextlib.suppress(OSError):
-                claimed.rmdir()
-            return
-        file = claimed / mains[0]
-        beside = [claimed / name for name in names if name != mains[0]]
-        if is_sidecar(mains[0]):  # killed between the sidecar's rename and its file's: it waits for that again
-            target = self._folder / mains[0]
-            if not os.path.lexists(target):
-                os.rename(file, target)
-            with contextlib.suppress(OSError):
-                claimed.rmdir()
+        """Whatever is next for one claimed folder. Leaves it in one of `_todo`, `_moving`, `_jobs`, or in none."""
+        folder = self._grounds.claimed / job
+        if away.is_planned(folder):
+            away.finish(self._folder, folder)
+            if not folder.exists():
+                self._forget(job)
+                return
+        known = self._store.get(job)
+        found = read_claim(folder, known.name if known is not None else None)
+        if found.file is None:
+            self._tidy(found, known)
+            self._forget(job)
+        elif known is None:
+            self._add(job, found, found.file)
+        elif known.state.final:
+            self._taken_as(found.file.name, job)
+            self._put_away(known, found.file, found.sidecars)
+            self._forget(job)
+        else:
+            self._is_job(job, found.file.name)
+
+    def _add(self, job: str, found: Claim, file: Path) -> None:
+        """Make a claimed file a job, once it stands still; what cannot be one is put away at once."""
+        self._taken_as(file.name, job)
+        settling = self._claims.setdefault(job, Settling(self._settings.settle))
+        now = self._clock()
+        still = [_is_still(settling, path, now) for path in (file, *found.sidecars)]  # all are looked at
+        if not all(still):
+            self._todo.pop(job, None)
+            self._moving[job] = None
             return
         try:
-            known = self._store.get(job)
-        except StoreError as error:
-            self._say("store", f"files wait in {self._folder / CLAIMED}: {error}")
+            options = options_of(file, found.sidecars)
+        except Refused as error:
+            notice = error_notice(error.name, str(error), None)
+            away.put_away(self._folder, file, found.sidecars, FAILED, ERROR, notice)
+            self._forget(job)
+            self._notes.once("refused", f"{file.name!r}: {error.name}: {error}")
             return
-        if known is None:
-            if self._seen_claimed(job, file.lstat()):
-                self._add(job, file, beside)
-        elif known.state.final:
-            self._put_away(known, file, beside)
-        else:
-            self._jobs.add(job)
+        wanted = Submission(str(file), file.name, "drop", options.priority, None, options.as_map(), job)
+        self._store.add(wanted)
+        self._notes.over("store", "")
+        self._is_job(job, file.name)
 
-    def _put_away(self, job: StoredJob, file: Path, beside: list[Path]) -> None:
+    def _put_away(self, job: StoredJob, file: Path, sidecars: Collection[Path]) -> None:
+        beside = list(sidecars)
         if job.state is State.DONE:
-            same = f"The same content was done before, as job {job.same_as}; these are its results.\n"
-            notice = f"job: {job.id}\nresults: {job.results}\n{same if job.same_as else ''}"
-            if job.message:
-                notice += f"note: {job.message}\n"
-            self._move(file, beside, DONE, RESULTS, notice)
+            away.put_away(self._folder, file, beside, DONE, RESULTS, results_notice(job))
         else:
-            self._move(file, beside, FAILED, ERROR, _error_text(job.error or job.state.value, job.message, job.id))
-        self._jobs.discard(job.id)
+            notice = error_notice(job.error or job.state.value, job.message, job.id)
+            away.put_away(self._folder, file, beside, FAILED, ERROR, notice)
 
-    def _refuse(self, file: Path, beside: list[Path], error: str, message: str) -> None:
-        """Put a file away that never becomes a job. One that is not claimed yet is claimed first."""
-        if file.parent == self._folder:
-            claimed = self._folder / CLAIMED / new_id(time.time())
-            claimed.mkdir()
-            try:
-                os.rename(file, claimed / file.name)
-            except FileNotFoundError:
-                claimed.rmdir()
-                return
-            file = claimed / file.name
-        self._move(file, beside, FAILED, ERROR, _error_text(error, message, None))
-        self._notify("refused", f"{file.name!r}: {error}: {message}")
+    def _tidy(self, found: Claim, known: StoredJob | None) -> None:
+        """A claimed folder without a file: it was killed half-way through the claim, or somebody took the file."""
+        for side in found.sidecars:
+            if known is not None or not move_back(self._folder, side):
+                notice = error_notice("left-sidecar", "its file is gone, or a newer sidecar has come", None)
+                away.put_away(self._folder, side, (), FAILED, ERROR, notice)
+        with contextlib.suppress(OSError):
+            found.folder.rmdir()
 
-    def _move(self, file: Path, beside: list[Path], where: str, kind: str, notice: str) -> None:
-        """Write down where everything goes, then do it: a kill in between is made good by `_finish`."""
-        name = free_name(self._folder / where, file.name)
-        moves = {file.name: name, **{side.name: name + side.suffix for side in beside}}
-        plan = {"where": where, "moves": moves, "notice": notice, "notice_name": name + kind}
-        part = file.parent / f"{PLACE}.part"
-        part.write_text(json.dumps(plan))
-        os.rename(part, file.parent / PLACE)
-        self._finish(file.parent)
+    def _is_job(self, job: str, name: str) -> None:
+        self._forget(job)
+        self._jobs[job] = None
+        self._taken_as(name, job)
 
-    def _finish(self, claimed: Path) -> None:
-        plan = json.loads((claimed / PLACE).read_text())
-        target = self._folder / plan["where"]
-        (target / plan["notice_name"]).write_text(plan["notice"], errors="surrogateescape")
-        for name, new in plan["moves"].items():
-            if os.path.lexists(claimed / name):
-                os.rename(claimed / name, target / new)
-        (claimed / PLACE).unlink()
-        with contextlib.suppress(FileNotFoundError):
-            (claimed / f"{PLACE}.part").unlink()
-        claimed.rmdir()
-        self._jobs.discard(claimed.name)
+    def _taken_as(self, name: str, job: str) -> None:
+        self._taken[name] = job
+        self._taken.move_to_end(name)
+        if len(self._taken) > REMEMBERED:
+            self._taken.popitem(last=False)
+
+    def _forget(self, job: str) -> None:
+        self._todo.pop(job, None)
+        self._moving.pop(job, None)
+        self._jobs.pop(job, None)
+        self._claims.pop(job, None)
+
+    def _store_waits(self) -> bool:
+        """Whether the store has refused something just now, so that it is left in peace for a while."""
+        return self._refused_at is not None and self._clock() - self._refused_at < STORE_EVERY
 
     # -- the thread ---------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        watcher = None if self._blind else Watcher(self._folder, self._changed)
-        every = (self._settings.poll or BLIND_EVERY) if self._blind else SAFETY_EVERY
+        self._watcher = None if self._blind else Watcher(self._folder, self._changed)
         try:
             while not self._stop.is_set():
                 self._changed.clear()
                 try:
                     self.scan()
+                    self._notes.over("defect", "")
                 except Exception as error:  # noqa: BLE001  (the folder must go on being looked after)
-                    self._say("defect", f"{type(error).__name__}: {error}: please report this")
-                busy = self._seen or self._moving or self._missing or self._checked < 0
-                self._changed.wait(min(every, max(0.1, self._settings.settle / 2)) if busy else every)
+                    self._notes.say("defect", "", f"{type(error).__name__}: {error}: please report this")
+                self._changed.wait(self._pause())
         finally:
-            if watcher is not None:
-                watcher.stop()
+            if self._watcher is not None:
+                self._watcher.stop()
+
+    def _pause(self) -> float:
+        """Seconds until the next look, if nobody tells of a change."""
+        every = (self._settings.poll or BLIND_EVERY) if self._blind else SAFETY_EVERY
+        if self._coming or self._moving:
+            every = min(every, max(0.1, self._settings.settle / 2))
+        if self._store_waits():
+            every = min(every, STORE_EVERY)
+        return min(every, BLIND_EVERY) if self._notes.problem() is not None else every
 
     def _on_change(self, job: StoredJob) -> None:
         if job.state.final and job.origin == "drop":
             self._ended.append(job.id)
             self._changed.set()
 
-    def _prepare(self) -> None:
-        """Make what belongs to the folder, and lock it."""
-        if not self._folder.is_dir():
-            raise NotADirectoryError(0, "not a folder", str(self._folder))
-        for name in (CLAIMED, DONE, FAILED):
-            (self._folder / name).mkdir(exist_ok=True)
-        if self._lock >= 0:
-            os.close(self._lock)
-        self._lock = os.open(self._folder / CLAIMED / ".lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            os.close(self._lock)
-            self._lock = -1
-            raise DropError(
-                f"drop.folder = {self._folder}: another daemon takes files from it: stop that one, or choose another"
-            ) from error
 
-    def _say(self, about: str, text: str) -> None:
-        """Tell a person, once as long as it is so."""
-        if self._said.get(about) != text:
-            self._said[about] = text
-            self._notify(about.partition(":")[0], text)
-
-    def _fine(self, about: str) -> None:
-        self._said.pop(about, None)
-
-
-def _error_text(error: str, message: str, job: str | None) -> str:
-    lines = [f"error: {error}", message]
-    if job is not None:
-        lines.append(f"job: {job} (`poseward logs {job}` tells its story)")
-    lines.append("To have it done again, move the file back into the folder above.")
-    return "\n".join(line for line in lines if line) + "\n"
-
-
-def _contains(outer: Path, inner: Path) -> bool:
-    return Path(os.path.realpath(inner)).is_relative_to(os.path.realpath(outer))
+def _is_still(settling: Settling, path: Path, now: float) -> bool:
+    found = path.lstat()
+    return not stat.S_ISREG(found.st_mode) or settling.is_still(path.name, found, now)

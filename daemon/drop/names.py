@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Collection
 from pathlib import Path
 
 NAME_MAX = 255
@@ -10,6 +12,15 @@ CLAIMED, DONE, FAILED = ".claimed", "done", "failed"
 SIDECARS = (".toml", ".json")
 PARTIAL = (".part", ".partial", ".crdownload", ".download", ".filepart", ".tmp", ".temp", ".!ut")
 ERROR, RESULTS = ".error.txt", ".results.txt"
+LONGEST_SUFFIX = 20
+"""Bytes; what follows the last dot of a longer one is part of the name, not a kind of file."""
+
+_JOB = re.compile(r"\d{8}-\d{6}-[0-9a-f]{8}")
+
+
+def is_job(name: str) -> bool:
+    """Whether a folder below ``.claimed`` is named as `daemon.store.new_id` names jobs."""
+    return _JOB.fullmatch(name) is not None
 
 
 def is_ignored(name: str) -> bool:
@@ -23,32 +34,33 @@ def is_sidecar(name: str) -> bool:
     return name.lower().endswith(SIDECARS)
 
 
-def sidecars_of(name: str) -> list[str]:
-    """The names that a video's sidecar may have."""
-    return [name + suffix for suffix in SIDECARS]
+def whose_sidecar(name: str) -> str:
+    """The name of the file that a sidecar belongs to."""
+    return name[: -len(SIDECARS[0])]
 
 
-def fitting(name: str, number: int, room: int) -> str:
-    """``clip (2).mp4`` for number 2, shortened so that ``room`` bytes can still follow."""
+def fitting(name: str, number: int, room: int, most: int = NAME_MAX) -> str:
+    """``clip (2).mp4`` for number 2, shortened so that with ``room`` more bytes it has at most ``most``."""
     stem, suffix = os.path.splitext(name)
-    if len(os.fsencode(suffix)) > 20:
+    if len(os.fsencode(suffix)) > LONGEST_SUFFIX:
         stem, suffix = name, ""
     mark = "" if number == 1 else f" ({number})"
-    most = NAME_MAX - room - len(os.fsencode(mark + suffix))
     raw = os.fsencode(stem)
-    if len(raw) > most:
-        # Not in the middle of a character.
-        stem = os.fsdecode(raw[:most].decode("utf-8", "ignore").encode() or raw[:most])
-    return f"{stem}{mark}{suffix}"
+    end = most - room - len(os.fsencode(mark + suffix))
+    if len(raw) > end:
+        for _ in range(3):  # not in the middle of a character: UTF-8's have at most three bytes more
+            if raw[end] & 0xC0 != 0x80:
+                break
+            end -= 1
+        raw = raw[:end]
+    return f"{os.fsdecode(raw)}{mark}{suffix}"
 
 
-def free_name(folder: Path, name: str) -> str:
-    """A name for ``name`` in ``folder`` that nothing has, nor the notices and sidecars that go with it."""
-    room = max(len(ERROR), len(RESULTS), *map(len, SIDECARS))
+def free_name(folder: Path, name: str, beside: Collection[str], most: int = NAME_MAX) -> str:
+    """A name for ``name`` in ``folder`` that nothing has, with none of the endings in ``beside`` either."""
     number = 1
     while True:
-        found = fitting(name, number, room)
-        beside = [found, found + ERROR, found + RESULTS, *sidecars_of(found)]
-        if not any(os.path.lexists(folder / one) for one in beside):
+        found = fitting(name, number, max(map(len, beside)), most)
+        if not any(os.path.lexists(folder / (found + more)) for more in ("", *beside)):
             return found
         number += 1

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
+import reprlib
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,11 +58,19 @@ def read_sidecar(path: Path) -> Options:
     """The options in a sidecar.
 
     Raises:
-        SidecarError: it is no TOML or JSON, has an unknown key, or a value of the wrong type.
-        OSError: it cannot be read.
+        SidecarError: it cannot be read, is no TOML or JSON, has an unknown key, or a value of the wrong type.
     """
-    with path.open("rb") as file:
-        raw = file.read(MOST_BYTES + 1)
+    try:
+        # A link would let whoever may drop files read others; a pipe would hold the reader up.
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            raw = file.read(MOST_BYTES + 1) or b""
+    except OSError as error:
+        why = (
+            "it is a link; drop the file itself"
+            if path.is_symlink()
+            else f"{error.strerror}: check who may read it"
+        )
+        raise SidecarError(f"{path.name}: {why}") from error
     if len(raw) > MOST_BYTES:
         raise SidecarError(f"{path.name}: more than {MOST_BYTES} bytes; is this a sidecar?")
     try:
@@ -81,5 +91,14 @@ def read_sidecar(path: Path) -> Options:
         try:
             _KINDS[key].validate_python(value, strict=True)
         except ValidationError as error:
-            raise SidecarError(f"{path.name}: {key} = {str(value)[:64]}: {error.errors()[0]['msg']}") from error
+            why = error.errors(include_input=False, include_context=False, include_url=False)[0]["msg"]
+            raise SidecarError(f"{path.name}: {key} = {_shown(value)}: {why}") from error
     return Options(**found)
+
+
+def _shown(value: Any) -> str:
+    """A value in few characters, whatever it is."""
+    try:
+        return reprlib.repr(value)
+    except ValueError:  # Python does not print integers of thousands of digits
+        return f"({type(value).__name__})"
