@@ -30,6 +30,7 @@ from daemon.metrics import Endpoint, Metrics
 from daemon.retention import Daemon, Retention
 from daemon.scheduler import Scheduler
 from daemon.settings import Settings
+from daemon.spilling import SpillWatch
 from daemon.store import JobStore, StoredJob
 from stages.jobs import JobEvent, StageEvent
 from stages.pipeline import Pipeline
@@ -115,6 +116,7 @@ class Service:
         self._reloading: deque[str] = deque()
         self._leaving: set[int | None] = set()
         self._incidents: deque[str] = deque(maxlen=20)
+        self._spills = SpillWatch(loaded.settings.stages)
         self._due: dict[str, float] = {}
         self._cleanup = contextlib.ExitStack()
         with contextlib.ExitStack() as stack:
@@ -228,7 +230,7 @@ class Service:
 
     def health(self) -> dict[str, Any]:
         """Only in the loop."""
-        problems = []
+        problems = list(self._spills.problems)
         if self._scheduler.problem:
             problems.append(f"no job is begun: {self._scheduler.problem}")
         drop = self._drop.status() if self._drop is not None else None
@@ -318,8 +320,10 @@ class Service:
         if self._is_due("status", STATUS_EVERY):
             self._notifier.status(self._status_line())
         if self._is_due("memory", MEMORY_EVERY):
-            memory = health.memory_event(self._pipeline.status())
+            status = self._pipeline.status()
+            memory = health.memory_event(status)
             self._metrics.memory(memory)
+            self._spills.look(status, memory["device"])
             self._publish("memory", memory)
         if self._settings.metrics.address and self._is_due("metrics", METRICS_EVERY):
             problem = self._scheduler.problem is not None

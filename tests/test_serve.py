@@ -351,8 +351,16 @@ def test_stopping_in_order_keeps_the_job_for_the_next_daemon(
     with Daemon(tmp_path, SLOW) as daemon, daemon.client() as client:
         job = client.submit(clip)["id"]
         until(lambda: client.status(job).get("progress", {}).get("committed", 0) > 20, "twenty frames")
+        records: list[int] = []
+        reader = threading.Thread(target=lambda: records.extend(r.frame for r in client.frames(job)))
+        reader.start()  # for whoever waits, an orderly restart is only a pause
+        waiter = threading.Thread(target=lambda: client.wait(job, PATIENCE))
+        waiter.start()
         assert daemon.stop() == 0
         daemon.start()
         done = client.wait(job, PATIENCE)
+        reader.join(PATIENCE)
+        waiter.join(PATIENCE)
+        assert records == list(range(90))
         assert done["state"] == "done" and done["summary"]["resumed"]
         assert (Path(done["results"]) / "frames.msgpack").read_bytes() == undisturbed

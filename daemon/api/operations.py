@@ -264,10 +264,6 @@ class Operations:
         return {"name": asked.name, "offset": asked.offset, "total": total}, data
 
     def _frames(self, client: bytes, asked: ms.Frames) -> Later:
-        job = self._find(asked.job)
-        if job.state in (State.FAILED, State.CANCELLED):
-            raise ApiError("not-ready", f"{asked.job} is {job.state.value}: {job.message or 'it has no results'}")
-
         def attempt(last: bool) -> Reply | None:
             found = self._frames_now(client, asked)
             return found if last or found[0]["records"] or found[0]["end"] else None
@@ -276,6 +272,8 @@ class Operations:
 
     def _frames_now(self, client: bytes, asked: ms.Frames) -> Reply:
         job = self._find(asked.job)
+        if job.state in (State.FAILED, State.CANCELLED):  # also while somebody waits: an end would look like all
+            raise ApiError("not-ready", f"{asked.job} is {job.state.value}: {job.message or 'it has no results'}")
         folder: Path | None
         if done := job.state is State.DONE:
             job, folder = self._done(asked.job)

@@ -278,6 +278,12 @@ class AsyncClient:
         while True:
             try:
                 return await self._ask_once(op, arguments, blob, QUICK + (timeout or 0.0))
+            except ClientError as error:
+                # A daemon that stops in order says so; the next one answers. An image is its caller's to repeat.
+                late = asyncio.get_running_loop().time() >= patience
+                if error.name != "busy" or op == "image" or late:
+                    raise
+                await asyncio.sleep(0.2)
             except asyncio.TimeoutError:
                 if asyncio.get_running_loop().time() >= patience:
                     raise ClientError(
