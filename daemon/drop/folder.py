@@ -166,8 +166,8 @@ class DropFolder:
                     f"{name!r} has come too late: its file was taken as job {job}; it waits for the next one of"
                     " that name",
                 )  # fmt: skip
-        if self._store_waits():
-            return
+        if self._refused_at is not None:
+            return  # the files are as safe where they are
         taken = 0
         blocked: list[str] = []
         for ready in found.ready[:MOST]:
