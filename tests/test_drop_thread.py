@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import watchfiles
 
 from daemon.drop import DropFolder, folder, watching
 from daemon.settings import DropSettings
@@ -66,17 +67,23 @@ def test_a_file_that_comes_before_the_watch_stands_is_seen(
     tmp_path: Path, store: JobStore, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(folder, "SAFETY_EVERY", 10_000.0)
+    monkeypatch.setattr(folder, "BLIND_EVERY", 10_000.0)
     drop = make()
-    looked = threading.Event()
-    scan = drop.scan
+    dropped = threading.Event()
+    scan, watch = drop.scan, watchfiles.watch
 
     def scanning() -> None:
         scan()
-        if not looked.is_set():
+        if not dropped.is_set():
             (tmp_path / "inbox" / "clip.mp4").write_bytes(b"x")
-            looked.set()
+            dropped.set()
+
+    def watching_late(*args: Any, **more: Any) -> Any:
+        dropped.wait()
+        return watch(*args, **more)
 
     monkeypatch.setattr(drop, "scan", scanning)
+    monkeypatch.setattr(watchfiles, "watch", watching_late)
     drop.start()
     until(lambda: store.jobs(), "a job", 25.0)
 
@@ -102,8 +109,6 @@ def test_file_systems_on_which_the_kernel_is_blind_are_polled(
 def test_a_kernel_without_watches_is_made_up_for(
     tmp_path: Path, store: JobStore, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import watchfiles
-
     def none_left(*args: object, **more: object) -> None:
         raise OSError(28, "OS file watch limit reached")
 
@@ -120,14 +125,17 @@ def test_a_folder_that_is_replaced_is_watched_again(
     tmp_path: Path, store: JobStore, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(watching, "RETRY", 0.05)
+    monkeypatch.setattr(folder, "SAFETY_EVERY", 10_000.0)
     said: list[str] = []
     drop = make(notify=lambda kind, text: said.append(text))
     drop.start()
     comes_through(tmp_path, store, "a.mp4")
     os.rename(tmp_path / "inbox", tmp_path / "away")
     until(lambda: said, "that it is gone", 25.0)
-    os.rename(tmp_path / "away", tmp_path / "inbox")
+    (tmp_path / "inbox").mkdir()  # another one of that name
+    until((tmp_path / "inbox" / "failed").is_dir, "that it is used", 25.0)
     comes_through(tmp_path, store, "b.mp4")
+    comes_through(tmp_path, store, "c.mp4")
     until(lambda: drop.status()["problem"] is None, "all is well", 25.0)
     assert len(said) == 1
 

@@ -286,6 +286,19 @@ def test_another_daemon_that_comes_while_the_folder_is_away(drop: Drop, tmp_path
     assert len(drop.settle()) == 1
 
 
+def test_a_folder_that_is_swapped_is_locked_anew(drop: Drop, tmp_path: Path) -> None:
+    drop.scan()
+    os.rename(drop.inbox, tmp_path / "away")
+    (drop.inbox / ".claimed").mkdir(parents=True)
+    (drop.inbox / ".claimed" / ".lock").touch()
+    drop.scan()
+    with pytest.raises(DropError, match="another daemon"):
+        drop.reopen(tmp_path)
+    DropFolder(DropSettings(str(tmp_path / "away"), SETTLE), drop.store, results=tmp_path / "results").stop()
+    drop.put("clip.mp4")
+    assert len(drop.settle()) == 1 and not drop.said
+
+
 def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def without(*args: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
