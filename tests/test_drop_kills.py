@@ -98,17 +98,22 @@ def run_through(base: Path, killer: Killer, monkeypatch: pytest.MonkeyPatch) -> 
     drop.put("bad.mp4.toml", b"?")
     (drop.inbox / "link.mp4").symlink_to("/etc/passwd")
     survive(settle)
+    unreadable = os.fsdecode(b"\xff.mp4")
+    drop.put(unreadable, b"third")
+    drop.put(unreadable + ".json", b'{"priority": 3}')
+    survive(settle)
     survive(end)
 
-    assert [job.name for job in drop.jobs()] == ["clip.mp4"] * 2, killer
-    assert [job.priority for job in drop.jobs()] == [3, 3]
+    assert [job.name for job in drop.jobs()] == ["_.mp4", "clip.mp4", "clip.mp4"], killer
+    assert [job.priority for job in drop.jobs()] == [3, 3, 3]
     assert not drop.left() and not drop.claimed()
     found = {w: list((drop.inbox / w).iterdir()) for w in ("done", "failed")}
     content = Counter(p.read_bytes() for where in found.values() for p in where if not p.is_symlink())
-    assert content[b"first"] == content[b"second"] == content[b"bad"] == content[b""] == 1
-    assert content[b'{"priority": 3}'] == 2 and content[b"?"] == 1
+    assert content[b"first"] == content[b"second"] == content[b"third"] == content[b"bad"] == content[b""] == 1
+    assert content[b'{"priority": 3}'] == 3 and content[b"?"] == 1
     assert sum(p.is_symlink() for p in found["failed"]) == 1
-    assert (len(found["done"]), len(found["failed"])) == (3, 10), found
+    assert (len(found["done"]), len(found["failed"])) == (3, 13), found
+    assert {unreadable, unreadable + ".json"} <= drop.names("failed")
     drop.folder.stop()
     drop.store.close()
     return killed

@@ -9,7 +9,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from daemon.drop.names import ERROR, NAME_MAX, RESULTS, fitting, free_name, is_ignored, is_sidecar
+from daemon.drop.names import (
+    ERROR,
+    NAME_MAX,
+    RESULTS,
+    fitting,
+    free_name,
+    is_ignored,
+    is_readable,
+    is_sidecar,
+    readable,
+)
 from daemon.store import State
 from tests.test_drop import Drop
 
@@ -42,13 +52,16 @@ def test_any_name_comes_through_twice(
             assert not drop.jobs() and name in os.listdir(drop.inbox), "left alone"
             return
         jobs = drop.jobs()
-        assert [job.name for job in jobs] == [name, name]
+        assert [job.name for job in jobs] == [readable(name)] * 2
+        assert all(os.fsencode(job.source).decode() == job.source for job in jobs), "for those who want UTF-8"
         assert [Path(job.source).read_bytes() for job in jobs] == [b"second", b"first"]
         assert [job.priority for job in jobs] == [9 * sidecar] * 2
         for job in jobs:
             drop.end(job, state, error="x", message="y")
         where = drop.inbox / ("done" if state is State.DONE else "failed")
         found = [path.read_bytes() for path in where.iterdir()]
+        there = os.listdir(where)
+        assert (name in there) == (len(os.fsencode(name)) <= NAME_MAX - len(RESULTS)), "its own name again"
         assert found.count(b"first") == found.count(b"second") == 1
         assert len(found) == (6 if sidecar else 4), "each with its notice"
         said = b"".join(content for content in found if b"job: " in content).decode()
@@ -66,6 +79,15 @@ def test_names_are_shortened_to_fit(raw: bytes, number: int, room: int) -> None:
     assert number == 1 or b" (%d)" % number in found
     if number == 1 and len(raw) <= NAME_MAX - room:
         assert found == raw
+
+
+@given(st.binary(min_size=1, max_size=NAME_MAX))
+def test_readable_names_are_of_the_same_kind(raw: bytes) -> None:
+    name = os.fsdecode(raw)
+    found = readable(name)
+    assert is_readable(found) and len(found.encode()) <= len(raw)
+    assert is_ignored(found) == is_ignored(name) and is_sidecar(found) == is_sidecar(name)
+    assert found == name or not is_readable(name)
 
 
 @given(st.text(min_size=64, max_size=NAME_MAX), st.integers(0, 40))

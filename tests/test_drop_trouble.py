@@ -54,6 +54,18 @@ def test_a_new_store_takes_claimed_files_again(drop: Drop) -> None:
     assert again.id == job.id and again.name == "clip.mp4"
 
 
+def test_a_new_store_does_not_forget_a_name_that_is_not_utf8(drop: Drop) -> None:
+    name = os.fsdecode(b"\xe9t\xe9.mp4")
+    drop.put(name)
+    (job,) = drop.settle()
+    assert job.name == "_t_.mp4" and Path(job.source).name == job.name
+    drop.store._database.execute("DELETE FROM jobs")
+    drop.restart()
+    (again,) = drop.settle()
+    drop.end(again)
+    assert again.name == job.name and drop.names("done") == {name, name + ".results.txt"} and not drop.claimed()
+
+
 def test_a_folder_that_goes_and_comes_back(drop: Drop, tmp_path: Path) -> None:
     drop.scan()
     os.rename(drop.inbox, tmp_path / "away")
@@ -79,6 +91,7 @@ def test_folders_that_cannot_be_used(tmp_path: Path) -> None:
     (tmp_path / "linked" / "failed").symlink_to(tmp_path)
     for folder, results, said in (
         (tmp_path / "file", tmp_path / "results", "drop.folder"),
+        (tmp_path / os.fsdecode(b"in\xff"), tmp_path / "results", "not UTF-8"),
         (tmp_path / "file" / "below", tmp_path / "results", "drop.folder"),
         (tmp_path / "in", tmp_path / "in" / "results", "lie in each other"),
         (tmp_path / "out" / "in", tmp_path / "out", "lie in each other"),

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from daemon.drop.names import ERROR, NAME_MAX, RESULTS, free_name
+from daemon.drop.names import ERROR, NAME_MAX, ORIGINAL, RESULTS, free_name
 
 PLACE = ".place"
 """In a claimed folder: where its file goes."""
@@ -20,9 +20,11 @@ NOTICE = ".notice"
 class Plan:
     """Where the files of a claimed folder go, and what is written beside them.
 
-    ``moves`` are pairs of the old and the new name, the file itself last: while it is still there, not all is done.
+    ``name`` is the one wanted; ``moves`` are pairs of the old and the new name, the file itself last: while it is
+    still there, not all is done.
     """
 
+    name: str
     where: str
     moves: list[tuple[str, str]]
     kind: str
@@ -34,15 +36,20 @@ def is_planned(folder: Path) -> bool:
     return os.path.lexists(folder / PLACE)
 
 
-def put_away(root: Path, file: Path, sidecars: Sequence[Path], where: str, kind: str, notice: str) -> None:
+def put_away(
+    root: Path, file: Path, sidecars: Sequence[Path], name: str, where: str, kind: str, notice: str
+) -> None:
     """Move a claimed file and its sidecars to ``root/where``, with ``notice`` in a file NAME``kind`` beside it.
 
-    Nothing there is overwritten: what has a name that is taken gets another. After a kill `finish` goes on.
+    There it is called ``name``, with a number where that is taken: nothing is overwritten. After a kill `finish`
+    goes on.
 
     Raises:
         OSError: it cannot be written or moved; `finish` may be called again.
     """
-    _plan(root, file.parent, [*(side.name for side in sidecars), file.name], where, kind, notice)
+    # A sidecar's name is that of its file with an ending of its own.
+    ends = [(side.name, side.suffix) for side in sidecars] + [(file.name, "")]
+    _plan(root, file.parent, name, ends, where, kind, notice)
     finish(root, file.parent)
 
 
@@ -55,26 +62,27 @@ def finish(root: Path, folder: Path) -> None:
     plan = _read(folder / PLACE)
     if plan is not None:
         while not _is_free(root, folder, plan):  # another file came to that name since
-            plan = _plan(root, folder, [old for old, _ in plan.moves], plan.where, plan.kind, plan.notice)
+            base = plan.moves[-1][1]
+            ends = [(old, new[len(base) :]) for old, new in plan.moves]
+            plan = _plan(root, folder, plan.name, ends, plan.where, plan.kind, plan.notice)
         _carry_out(root / plan.where, folder, plan)
-    with contextlib.suppress(FileNotFoundError):
-        (folder / PLACE).unlink()
+    ours = (f"{PLACE}.part", NOTICE, ORIGINAL, PLACE) if plan is not None else (PLACE,)
+    for left in ours:
+        with contextlib.suppress(FileNotFoundError):
+            (folder / left).unlink()
     if plan is not None:
-        for left in (f"{PLACE}.part", NOTICE):
-            with contextlib.suppress(FileNotFoundError):
-                (folder / left).unlink()
         with contextlib.suppress(OSError):
             folder.rmdir()  # not where somebody has put something else there
 
 
-def _plan(root: Path, folder: Path, names: list[str], where: str, kind: str, notice: str) -> Plan:
+def _plan(
+    root: Path, folder: Path, name: str, ends: list[tuple[str, str]], where: str, kind: str, notice: str
+) -> Plan:
+    """``ends`` are pairs of a file's name now and the ending that it has behind the new name."""
     target = root / where
     target.mkdir(exist_ok=True)
-    main = names[-1]
-    ends = {name: name[len(main) :] for name in names}  # sidecars are named after their file
-    new = free_name(target, main, {ERROR, RESULTS, *ends.values()}, _longest(target))
-    moves = [(name, new + ends[name]) for name in names]
-    plan = Plan(where, moves, kind, notice)
+    new = free_name(target, name, {ERROR, RESULTS, *(end for _, end in ends)}, _longest(target))
+    plan = Plan(name, where, [(old, new + end) for old, end in ends], kind, notice)
     _write(folder / f"{PLACE}.part", folder / PLACE, json.dumps(asdict(plan)).encode())
     return plan
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from daemon.drop.incoming import Ready
-from daemon.drop.names import is_ignored, is_sidecar, whose_sidecar
+from daemon.drop.names import ORIGINAL, is_ignored, is_readable, is_sidecar, readable, whose_sidecar
 from daemon.drop.sidecar import Options, SidecarError, read_sidecar
 
 LINK = "a link is never followed, lest it lead out of the folder: drop the file itself"
@@ -26,11 +26,15 @@ class Refused(Exception):  # noqa: N818  (not an error of the program)
 
 @dataclass(frozen=True)
 class Claim:
-    """What lies in a claimed folder; ``file`` is None where only sidecars are left."""
+    """What lies in a claimed folder; ``file`` is None where only sidecars are left.
+
+    ``original`` is the file's name as it was dropped.
+    """
 
     folder: Path
     file: Path | None
     sidecars: tuple[Path, ...]
+    original: str
 
 
 def claim(root: Path, ready: Ready, folder: Path) -> None:
@@ -53,6 +57,22 @@ def claim(root: Path, ready: Ready, folder: Path) -> None:
         raise
 
 
+def make_readable(found: Claim, file: Path) -> Path:
+    """Give a claimed file and its sidecars names that are UTF-8; returns the file's path.
+
+    Its own name is kept in a file beside it, and a kill in between is made good by another call.
+
+    Raises:
+        OSError: they cannot be renamed.
+    """
+    if not is_readable(file.name):
+        (found.folder / ORIGINAL).write_bytes(os.fsencode(file.name))
+    for path in (file, *found.sidecars):
+        if not is_readable(path.name):
+            os.rename(path, path.with_name(readable(path.name)))
+    return file.with_name(readable(file.name))
+
+
 def move_back(root: Path, sidecar: Path) -> bool:
     """Let a sidecar wait for its file again; False where a newer one waits there."""
     if os.path.lexists(root / sidecar.name):
@@ -69,12 +89,21 @@ def read_claim(folder: Path, name: str | None) -> Claim:
     """
     # File managers and network drives leave hidden files of their own wherever they look.
     names = sorted(one for one in os.listdir(folder) if not is_ignored(one))
+    if name not in names:
+        name = next((one for one in names if not is_sidecar(one)), None) if name is None else None
+    sidecars = (one for one in names if is_sidecar(one))
     if name is None:
-        name = next((one for one in names if not is_sidecar(one)), None)
-    file = folder / name if name in names and name is not None else None
-    sidecars = (one for one in names if is_sidecar(one) and one != name)
-    beside = tuple(folder / one for one in sidecars if file is None or whose_sidecar(one) == name)
-    return Claim(folder, file, beside)
+        return Claim(folder, None, tuple(folder / one for one in sidecars), "")
+    beside = tuple(folder / one for one in sidecars if readable(whose_sidecar(one)) == readable(name))
+    return Claim(folder, folder / name, beside, _original(folder, name))
+
+
+def _original(folder: Path, name: str) -> str:
+    try:
+        kept = os.fsdecode((folder / ORIGINAL).read_bytes())
+    except OSError:
+        return name
+    return kept if readable(kept) == name else name
 
 
 def options_of(file: Path, sidecars: tuple[Path, ...]) -> Options:

@@ -10,12 +10,12 @@ import stat
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from daemon.drop import away
-from daemon.drop.claims import Claim, Refused, claim, move_back, options_of, read_claim
+from daemon.drop.claims import Claim, Refused, claim, make_readable, move_back, options_of, read_claim
 from daemon.drop.grounds import DropError, Grounds
 from daemon.drop.incoming import Ready, look
 from daemon.drop.names import DONE, ERROR, FAILED, RESULTS, is_job, whose_sidecar
@@ -264,15 +264,15 @@ class DropFolder:
         elif known is None:
             self._add(job, found, found.file)
         elif known.state.final:
-            self._taken_as(found.file.name, job)
-            self._put_away(known, found.file, found.sidecars)
+            self._taken_as(found.original, job)
+            self._put_away(known, found, found.file)
             self._forget(job)
         else:
-            self._is_job(job, found.file.name)
+            self._is_job(job, found.original)
 
     def _add(self, job: str, found: Claim, file: Path) -> None:
         """Make a claimed file a job, once it stands still; what cannot be one is put away at once."""
-        self._taken_as(file.name, job)
+        self._taken_as(found.original, job)
         settling = self._claims.setdefault(job, Settling(self._settings.settle))
         now = self._clock()
         still = [_is_still(settling, path, now) for path in (file, *found.sidecars)]  # all are looked at
@@ -284,29 +284,30 @@ class DropFolder:
             options = options_of(file, found.sidecars)
         except Refused as error:
             notice = error_notice(error.name, str(error), None)
-            away.put_away(self._folder, file, found.sidecars, FAILED, ERROR, notice)
+            away.put_away(self._folder, file, found.sidecars, found.original, FAILED, ERROR, notice)
             self._forget(job)
-            self._notes.once("refused", f"{file.name!r}: {error.name}: {error}")
+            self._notes.once("refused", f"{found.original!r}: {error.name}: {error}")
             return
+        file = make_readable(found, file)
         wanted = Submission(str(file), file.name, "drop", options.priority, None, options.as_map(), job)
         self._store.add(wanted)
         self._notes.over("store", "")
-        self._is_job(job, file.name)
+        self._is_job(job, found.original)
 
-    def _put_away(self, job: StoredJob, file: Path, sidecars: Collection[Path]) -> None:
-        beside = list(sidecars)
+    def _put_away(self, job: StoredJob, found: Claim, file: Path) -> None:
         if job.state is State.DONE:
-            away.put_away(self._folder, file, beside, DONE, RESULTS, results_notice(job))
+            where, kind, notice = DONE, RESULTS, results_notice(job)
         else:
+            where, kind = FAILED, ERROR
             notice = error_notice(job.error or job.state.value, job.message, job.id)
-            away.put_away(self._folder, file, beside, FAILED, ERROR, notice)
+        away.put_away(self._folder, file, found.sidecars, found.original, where, kind, notice)
 
     def _tidy(self, found: Claim, known: StoredJob | None) -> None:
         """A claimed folder without a file: it was killed half-way through the claim, or somebody took the file."""
         for side in found.sidecars:
             if known is not None or not move_back(self._folder, side):
                 notice = error_notice("left-sidecar", "its file is gone, or a newer sidecar has come", None)
-                away.put_away(self._folder, side, (), FAILED, ERROR, notice)
+                away.put_away(self._folder, side, (), side.name, FAILED, ERROR, notice)
         with contextlib.suppress(OSError):
             found.folder.rmdir()
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from daemon.config_sources import ConfigError
-from daemon.drop.names import CLAIMED, DONE, FAILED
+from daemon.drop.names import CLAIMED, DONE, FAILED, is_readable
 
 LOCK = ".lock"
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
@@ -39,6 +39,11 @@ class Grounds:
         self._notify = notify
         self._lock = -1
         self._device = -1
+        if not is_readable(str(folder)):
+            raise DropError(
+                f"drop.folder = {str(folder)!a} is not UTF-8, as paths of videos must be: rename it, or choose"
+                " another"
+            )
         if _contains(results, folder) or _contains(folder, results):
             raise DropError(
                 f"drop.folder = {folder} and results.folder = {results} lie in each other: choose two apart"

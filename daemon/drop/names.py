@@ -12,6 +12,8 @@ CLAIMED, DONE, FAILED = ".claimed", "done", "failed"
 SIDECARS = (".toml", ".json")
 PARTIAL = (".part", ".partial", ".crdownload", ".download", ".filepart", ".tmp", ".temp", ".!ut")
 ERROR, RESULTS = ".error.txt", ".results.txt"
+ORIGINAL = ".name"
+"""In a claimed folder: the name of a file that goes by a `readable` one there."""
 LONGEST_SUFFIX = 20
 """Bytes; what follows the last dot of a longer one is part of the name, not a kind of file."""
 
@@ -37,6 +39,23 @@ def is_sidecar(name: str) -> bool:
 def whose_sidecar(name: str) -> str:
     """The name of the file that a sidecar belongs to."""
     return name[: -len(SIDECARS[0])]
+
+
+def readable(name: str) -> str:
+    """``name`` with ``_`` for each piece that is not UTF-8: never longer, and of the same kind.
+
+    Video libraries, message formats and results folders want UTF-8; file systems do not.
+    """
+    return os.fsencode(name).decode("utf-8", "replace").replace("\ufffd", "_") if not is_readable(name) else name
+
+
+def is_readable(name: str) -> bool:
+    """Whether a name is UTF-8."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def fitting(name: str, number: int, room: int, most: int = NAME_MAX) -> str:
