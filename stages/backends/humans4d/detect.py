@@ -9,12 +9,14 @@ from __future__ import annotations
 import pickle
 from collections.abc import Mapping, Sequence
 from importlib import import_module
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from stages.backends.humans4d import devices, rle
+from stages.backends.humans4d.attention import bound_attention
 from stages.backends.humans4d.crops import widen
 from stages.backends.humans4d.options import Options
 from stages.protocols import ConfigurationError, Report
@@ -22,6 +24,8 @@ from stages.records import Detections, Frame
 
 PERSON = 0
 """COCO's class index of people."""
+_PASTED = 8 << 20
+"""Pixels of whole-frame masks that are made at once."""
 _VITDET_SCORE, _REGNETY_SCORE, _REGNETY_NMS = 0.5, 0.5, 0.4
 
 
@@ -42,6 +46,7 @@ class PersonDetector:
         self._resize = resize
         self._rgb = rgb
         self._options = options
+        self._at_once = options.frames
 
     @classmethod
     def load(cls, options: Options, report: Report) -> PersonDetector:
@@ -66,6 +71,7 @@ class PersonDetector:
         devices.load_state(
             model, read_weights(weights), options, report, source=weights, half=half, may_lack=_counts_batches
         )
+        bound_attention(model.backbone)
         _run_backbone_in(model, options)
         augmentations = instantiate(config.dataloader.test.mapper.augmentations)
         resize = import_module("detectron2.data.transforms").AugmentationList(augmentations)
@@ -80,31 +86,48 @@ class PersonDetector:
         among the frame's people before the small ones were dropped.
         """
         found: list[Detections] = []
-        start = 0
-        while start < len(frames):
-            stop = start + 1
+        while len(found) < len(frames):
+            size = self._at_once
             # Frames of another size (another job's) would pad the batch, and change what is found.
-            shape = frames[start].image.shape
-            while stop < min(len(frames), start + self._options.frames) and frames[stop].image.shape == shape:
-                stop += 1
-            found += self._some(frames[start:stop])
-            start = stop
+            shape = frames[len(found)].image.shape
+            some = list(takewhile(lambda f, s=shape: f.image.shape == s, frames[len(found) :][:size]))  # type: ignore[misc]
+            try:
+                found += self._some(some, size)
+            except Exception as error:
+                if not devices.is_out_of_memory(error) or size == 1:
+                    raise
+                self._at_once = size // 2
+            else:
+                continue
+            # Outside the handler, whose traceback keeps the failed pass's tensors alive.
+            self._torch.cuda.empty_cache()
         devices.trim(self._options)
         return found
 
-    def _some(self, frames: Sequence[Frame]) -> list[Detections]:
+    def _some(self, frames: Sequence[Frame], size: int) -> list[Detections]:
+        """One pass over ``frames``, always of ``size`` images: a kernel may sum in another order for another number
+        of images, and what is found in a frame must not depend on which others happened to be waiting. For the same
+        reason the heads see one frame's proposals at a time."""
         with self._torch.inference_mode():
             inputs = [self._input(frame) for frame in frames]
-            images = self._model.preprocess_image(inputs)
+            images = self._model.preprocess_image([*inputs, *[inputs[-1]] * (size - len(inputs))])
             features = self._model.backbone(images.tensor)
             proposals, _ = self._model.proposal_generator(images, features, None)
-            heads = self._model.roi_heads
-            instances = [self._people(i) for i in heads._forward_box(features, proposals)]
-            instances = heads.forward_with_given_boxes(features, instances)
             return [
-                self._detections(self._structures.detector_postprocess(one, own["height"], own["width"]), own)
-                for one, own in zip(instances, inputs, strict=True)
+                self._heads({name: feature[n : n + 1] for name, feature in features.items()}, proposals[n], own)
+                for n, own in enumerate(inputs)
             ]
+
+    def _heads(self, features: Mapping[str, Any], proposals: Any, own: Mapping[str, Any]) -> Detections:
+        heads = self._model.roi_heads
+        people = self._people(heads._forward_box(features, [proposals])[0])
+        people = heads.forward_with_given_boxes(features, [people])[0]
+        # A mask of the whole frame takes a dozen bytes a pixel while it is made: for a few people at a time.
+        few = max(1, _PASTED // (own["height"] * own["width"]))
+        parts = [people[start : start + few] for start in range(0, len(people), few)] or [people]
+        return self._detections(
+            [self._structures.detector_postprocess(part, own["height"], own["width"]) for part in parts], own
+        )
 
     def _input(self, frame: Frame) -> dict[str, Any]:
         image = frame.image[:, :, ::-1] if self._rgb else frame.image
@@ -117,19 +140,19 @@ class PersonDetector:
         instances = instances[instances.pred_classes == PERSON]
         return instances[instances.scores > self._options.min_score]
 
-    def _detections(self, instances: Any, own: Mapping[str, Any]) -> Detections:
-        boxes = instances.pred_boxes.tensor.float().cpu().numpy()
-        scores = instances.scores.float().cpu().numpy()
-        classes = instances.pred_classes.cpu().numpy()
+    def _detections(self, parts: Sequence[Any], own: Mapping[str, Any]) -> Detections:
+        boxes = np.concatenate([part.pred_boxes.tensor.float().cpu().numpy() for part in parts])
+        scores = np.concatenate([part.scores.float().cpu().numpy() for part in parts])
+        classes = np.concatenate([part.pred_classes.cpu().numpy() for part in parts])
         width, height = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
         large = np.flatnonzero(~((width < self._options.min_width) | (height < self._options.min_height)))
-        masks = [rle.encode(instances.pred_masks[int(person)].cpu().numpy()) for person in large]
+        masks = [mask for part in parts for mask in part.pred_masks]
         boxes = boxes[large]
         return Detections(
             boxes,
             scores[large],
             {
-                "masks": masks,
+                "masks": [rle.encode(masks[person].cpu().numpy()) for person in large],
                 "size": [own["height"], own["width"]],
                 "padded": np.asarray(widen(boxes), np.float32).reshape(-1, 4),
                 "classes": classes[large].astype(np.int64),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib import import_module
 from pathlib import Path
@@ -16,8 +17,36 @@ Tensor = Any
 Module = Any
 
 
+ALLOCATOR_VARIABLES = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
+"""The older name and the newer: some versions of torch read only the one for some settings."""
+_EXPANDABLE = "expandable_segments:True"
+_SPLIT = "expandable_segments:False,max_split_size_mb:128,garbage_collection_threshold:0.8"
+
+
+def allocator_settings(options: Options, kernel: str) -> str | None:
+    """What torch's CUDA allocator is told, or None to leave it as it is.
+
+    Args:
+        kernel: the text of ``/proc/version``. Under WSL the virtual memory calls behind expandable segments fail on
+            some drivers at the first allocation (pytorch #192330), with an error that looks like running out of
+            memory; there, large blocks are not split instead, which keeps them whole for the next large request.
+    """
+    if options.allocator != "auto":
+        return options.allocator or None
+    return _SPLIT if "microsoft" in kernel.lower() else _EXPANDABLE
+
+
+def set_allocator(options: Options, environment: MutableMapping[str, str], kernel: str) -> None:
+    """Put the settings into the variables that torch reads at its first allocation; the user's own go before."""
+    settings = allocator_settings(options, kernel)
+    if settings and not any(environment.get(name) for name in ALLOCATOR_VARIABLES):
+        environment.update(dict.fromkeys(ALLOCATOR_VARIABLES, settings))
+
+
 def prepare(options: Options) -> Any:
-    """Set threads and memory limits of this process; returns torch."""
+    """Set threads, memory limits and the allocator of this process, before CUDA is touched; returns torch."""
+    if options.device.startswith("cuda"):
+        set_allocator(options, os.environ, _kernel())
     torch = import_module("torch")
     torch.set_num_threads(options.threads)
     torch.set_grad_enabled(False)
@@ -26,9 +55,17 @@ def prepare(options: Options) -> Any:
         torch.backends.cudnn.allow_tf32 = False
         # Autotuning picks kernels by timing: another run could pick others, and results would differ by a bit.
         torch.backends.cudnn.benchmark = False
+        torch.backends.cudnn.deterministic = True
         if options.memory_fraction:
             torch.cuda.set_per_process_memory_fraction(options.memory_fraction, torch.device(options.device))
     return torch
+
+
+def _kernel() -> str:
+    try:
+        return Path("/proc/version").read_text()
+    except OSError:
+        return ""
 
 
 def precision(options: Options) -> Any:

@@ -25,7 +25,7 @@ PROFILES: Mapping[str, Mapping[str, Any]] = {
     "default": {},
     # Half the weights (ViTDet-H 1.4 GB, HMR2 1.3 GB), two frames or four crops at once, and a cap on what each
     # process may take of the device, so that neither can starve the other.
-    "8gb": {"dtype": "fp16", "frames": 1, "crops": 4, "memory_fraction": 0.45, "trim": True},
+    "8gb": {"dtype": "fp16", "frames": 1, "crops": 4, "memory_fraction": 0.45, "allocator": "auto", "trim": True},
 }
 """What a profile sets where the user has not set it."""
 
@@ -51,8 +51,9 @@ class Options:
     """Precision of the backbones; heads, boxes and SMPL always stay in fp32."""
     compile: bool = False
     """Compile the backbones with torch.compile: slower to start, faster after."""
-    frames: int = 4
-    """Most frames in one pass of the detector."""
+    frames: int = 1
+    """Frames in one pass of the detector; always this many, so that what is found in a frame never depends on which
+    others were waiting. More are for devices that one frame does not fill."""
     crops: int = 8
     """Crops in one pass of HMR2; always this many, so that a person's result never depends on the crowd."""
     crop: CropStyle = "track"
@@ -61,6 +62,9 @@ class Options:
     """Which renderer decides what of the texture is visible; auto takes neural_renderer if it is there."""
     memory_fraction: float = 0.0
     """Largest share of the device's memory this process may allocate, 0 to 1; 0 is no limit."""
+    allocator: str = ""
+    """Settings of torch's CUDA allocator, as in PYTORCH_CUDA_ALLOC_CONF (which goes before): auto chooses those that
+    keep memory in one piece and work on this system; empty leaves torch's own."""
     trim: bool = False
     """Give cached device memory back after every batch."""
     min_score: float = 0.8

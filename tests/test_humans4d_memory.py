@@ -1,0 +1,183 @@
+"""The 4D-Humans backend's memory: the allocator's settings, bounded attention, passes that do not fit."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from stages.backends.humans4d import devices
+from stages.backends.humans4d.options import Options
+from stages.protocols import ConfigurationError
+from stages.records import Detections, Frame
+
+LINUX, WSL = "Linux version 6.8.0-45-generic", "Linux version 5.15.167.4-microsoft-standard-WSL2"
+
+
+def small(**more: Any) -> Options:
+    return Options.from_mapping({"profile": "8gb", "device": "cuda", **more})
+
+
+def test_the_allocator_is_told_what_works_on_this_system() -> None:
+    linux, wsl = devices.allocator_settings(small(), LINUX), devices.allocator_settings(small(), WSL)
+    assert linux is not None and "expandable_segments:True" in linux
+    assert wsl is not None and "expandable_segments:False" in wsl and "max_split_size_mb" in wsl
+    assert devices.allocator_settings(Options.from_mapping({"device": "cuda"}), LINUX) is None
+    assert devices.allocator_settings(small(allocator="backend:cudaMallocAsync"), WSL) == "backend:cudaMallocAsync"
+    assert devices.allocator_settings(small(allocator=""), WSL) is None
+
+
+@pytest.mark.parametrize("name", devices.ALLOCATOR_VARIABLES)
+def test_the_users_own_allocator_settings_go_before(name: str) -> None:
+    environment = {name: "max_split_size_mb:64"}
+    devices.set_allocator(small(), environment, LINUX)
+    assert environment == {name: "max_split_size_mb:64"}
+
+
+# --- on the real packages ------------------------------------------------------------------------------------------
+
+
+def package(name: str) -> Any:
+    pytest.importorskip("torch", reason="needs torch")
+    from bench import humans4d_synthetic as synthetic
+
+    synthetic.stand_in_torchvision_operators()
+    try:
+        return importlib.import_module(name)
+    except (ImportError, RuntimeError) as error:
+        pytest.skip(f"needs {name}: {error}")
+
+
+def quiet(detail: str, fraction: float | None = None) -> None:
+    del detail, fraction
+
+
+@pytest.mark.humans4d
+@pytest.mark.parametrize("kernel", [LINUX, WSL])
+def test_torch_reads_the_settings_that_come_after_its_import(kernel: str) -> None:
+    """And knows them: an unknown one would be an error."""
+    package("torch")
+    code = (
+        "import os, torch\n"
+        "from stages.backends.humans4d import devices\n"
+        "from stages.backends.humans4d.options import Options\n"
+        f"options = Options.from_mapping({{'profile': '8gb', 'device': 'cuda'}})\n"
+        f"devices.set_allocator(options, os.environ, {kernel!r})\n"
+        "print(torch._C._accelerator_getAllocatorSettings())\n"
+    )
+    clean = {name: value for name, value in os.environ.items() if name not in devices.ALLOCATOR_VARIABLES}
+    here = {**clean, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=here)
+    assert ended.stdout.strip() == devices.allocator_settings(small(), kernel), ended.stderr
+
+
+@pytest.fixture(scope="module")
+def detector_of(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Makes small detectors with the same random weights."""
+    package("detectron2.modeling")
+    from bench import humans4d_synthetic as synthetic
+
+    detect = package("stages.backends.humans4d.detect")
+    folder: Path = tmp_path_factory.mktemp("detectors")
+
+    def make(kind: str, **values: Any) -> Any:
+        try:
+            config = detect.vitdet_config() if kind == "vitdet" else detect.regnety_config()
+        except (ConfigurationError, RuntimeError) as error:
+            pytest.skip(f"needs detectron2's configurations: {error}")
+        synthetic.small_detector(config, kind)
+        weights = folder / f"{kind}.pkl"
+        if not weights.exists():
+            synthetic.write_detector(weights, config)
+        options = Options.from_mapping({"detector": kind, **values})
+        return detect.PersonDetector.from_config(config, weights, options, quiet)
+
+    return make
+
+
+def frames(count: int) -> list[Frame]:
+    random = np.random.default_rng(5)
+    return [
+        Frame(random.integers(0, 255, (360, 480, 3)).astype(np.uint8), index, index / 30) for index in range(count)
+    ]
+
+
+def same(one: Detections, other: Detections) -> bool:
+    return bool(
+        one.boxes.tobytes() == other.boxes.tobytes()
+        and one.scores.tobytes() == other.scores.tobytes()
+        and one.extra["masks"] == other.extra["masks"]
+    )
+
+
+@pytest.mark.humans4d
+@pytest.mark.parametrize("kind", ["vitdet", "regnety"])
+def test_what_is_found_in_a_frame_does_not_depend_on_its_neighbours(detector_of: Any, kind: str) -> None:
+    """After a crash the same frames come in other batches; the results must be the same to the bit."""
+    detector = detector_of(kind, frames=3, min_width=8.0, min_height=8.0, min_score=0.6)
+    some = frames(5)
+    together = detector.detect(some)
+    assert sum(map(len, together)) > 5
+    alone = [detector.detect([frame])[0] for frame in some]
+    backwards = detector.detect(some[::-1])[::-1]
+    for a, b, c in zip(together, alone, backwards, strict=True):
+        assert same(a, b) and same(a, c)
+
+
+class OutOfMemoryError(RuntimeError):
+    """As torch names it."""
+
+
+@pytest.mark.humans4d
+def test_frames_that_do_not_fit_together_are_worked_on_in_smaller_passes(
+    detector_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    detector = detector_of("vitdet", frames=4)
+    wanted = detector_of("vitdet", frames=1).detect(frames(4))
+    backbone, sizes = detector._model.backbone.forward, []
+
+    def narrow(images: Any) -> Any:
+        sizes.append(len(images))
+        if len(images) > 1:
+            raise OutOfMemoryError("tried to allocate 1.00 GiB")
+        return backbone(images)
+
+    monkeypatch.setattr(detector._model.backbone, "forward", narrow)
+    found = detector.detect(frames(4))
+    assert sizes == [4, 2, 1, 1, 1, 1]
+    assert all(same(a, b) for a, b in zip(found, wanted, strict=True))
+
+    def none(images: Any) -> Any:
+        raise OutOfMemoryError("tried to allocate 1.00 GiB")
+
+    monkeypatch.setattr(detector._model.backbone, "forward", none)
+    with pytest.raises(OutOfMemoryError):
+        detector.detect(frames(1))
+
+
+@pytest.mark.humans4d
+def test_attention_in_pieces_equals_upstreams(detector_of: Any) -> None:
+    """The same numbers, in less memory."""
+    del detector_of
+    torch = package("torch")
+    attention = package("detectron2.modeling.backbone.vit").Attention
+    bound = package("stages.backends.humans4d.attention").bound_attention
+    counted = package("bench.humans4d_memory").counted
+    torch.manual_seed(0)
+    block = attention(64, num_heads=8, use_rel_pos=True, rel_pos_zero_init=False, input_size=(20, 12)).eval()
+    tokens = torch.randn(2, 20, 12, 64)
+    with torch.inference_mode():
+        with counted() as theirs:
+            wanted = block(tokens)
+        assert bound(block, scores=3 * 240 * 240 * 4) == 1
+        with counted() as ours:
+            found = block(tokens)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6)
+    # Of sixteen heads' scores (two frames') no more than three are there at once.
+    assert ours() < theirs() / 3
