@@ -162,6 +162,23 @@ def test_frames_that_do_not_fit_together_are_worked_on_in_smaller_passes(
 
 
 @pytest.mark.humans4d
+@pytest.mark.parametrize("kind", ["vitdet", "regnety"])
+def test_the_backbone_in_half_precision_sees_nearly_the_same(detector_of: Any, kind: str) -> None:
+    torch = package("torch")
+    whole, half = detector_of(kind), detector_of(kind, dtype="bf16")
+    assert len(half.detect(frames(1))) == 1
+    picture = torch.rand(1, 3, 256, 256)
+    with torch.inference_mode():
+        wanted, found = whole._model.backbone(picture), half._model.backbone(picture)
+    assert set(found) == set(wanted)
+    for name, feature in wanted.items():
+        assert found[name].dtype == torch.float32
+        assert (found[name] - feature).norm() < 0.03 * feature.norm()
+    kept = {value.dtype for value in half._model.backbone.parameters()}
+    assert torch.bfloat16 in kept, "the weights are kept in half precision, not converted in each pass"
+
+
+@pytest.mark.humans4d
 def test_attention_in_pieces_equals_upstreams(detector_of: Any) -> None:
     """The same numbers, in less memory."""
     del detector_of
