@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,9 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stages.backends.humans4d import devices
+from daemon.config import load
+from stages.backends.humans4d import devices, requirements
 from stages.backends.humans4d.options import Options
-from stages.protocols import ConfigurationError
+from stages.protocols import ConfigurationError, find_backend
 from stages.records import Detections, Frame
 
 LINUX, WSL = "Linux version 6.8.0-45-generic", "Linux version 5.15.167.4-microsoft-standard-WSL2"
@@ -38,6 +40,34 @@ def test_the_users_own_allocator_settings_go_before(name: str) -> None:
     environment = {name: "max_split_size_mb:64"}
     devices.set_allocator(small(), environment, LINUX)
     assert environment == {name: "max_split_size_mb:64"}
+
+
+def test_half_precision_is_for_stages_with_a_backbone_on_a_gpu() -> None:
+    on_cpu = small(device="cpu")
+    for stage in ("detect", "mesh"):
+        named = [str(p) for p in requirements.problems(stage, on_cpu) if "fp16" in p.what]
+        assert len(named) == 1 and "8gb" in named[0] and f'stages.{stage}.device = "cuda"' in named[0]
+        assert not any("fp16" in p.what for p in requirements.problems(stage, small(device="cpu", dtype="bf16")))
+    assert not any("fp16" in p.what for p in requirements.problems("track", on_cpu))
+
+
+def test_the_manuals_settings_for_a_laptop_are_settings(tmp_path: Path) -> None:
+    """And give each stage what it needs: the tracker too, which stays on the CPU."""
+    page = (Path(__file__).parents[1] / "docs" / "humans4d.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    file = tmp_path / "poseward.toml"
+    file.write_text(example, encoding="utf-8")
+    pipeline = load(file, environ={}).settings.stages
+    given = {
+        stage: Options.from_mapping({"device": pipeline.stage(stage).device, **pipeline.options})
+        for stage in ("detect", "mesh", "track")
+    }
+    assert [given[name].device for name in given] == ["cuda", "cuda", "cpu"]
+    assert given["detect"].dtype == given["mesh"].dtype == "fp16"
+    assert {given[name].memory_fraction for name in ("detect", "mesh")} == {0.35}
+    header = find_backend("humans4d").header  # the main process reads the options without any stage's device
+    with pytest.raises(ConfigurationError, match="SMPL"):
+        header({**pipeline.options, "smpl_model": str(tmp_path / "none.pkl")}, 64, 48, 30.0)
 
 
 # --- on the real packages ------------------------------------------------------------------------------------------

@@ -88,3 +88,18 @@ def test_a_clip_through_the_processes_while_they_are_killed(settings: PipelineSe
     stored = joblib.load(made)
     assert len(stored) == FRAMES and all(tuple(frame) == KEYS for frame in stored.values())
     assert sum(len(frame["tid"]) for frame in stored.values()) >= len(tracks)
+
+
+@pytest.mark.timeout(1200)
+def test_the_small_profile_through_the_processes(settings: PipelineSettings, tmp_path: Path) -> None:
+    """Its half precision as far as a CPU has it; the tracker, which has no backbone, takes part unchanged."""
+    clip = tmp_path / "clip.mp4"
+    repeat(VIDEO, clip, 6)
+    options = {**settings.options, "profile": "8gb", "dtype": "bf16"}
+    with Run(replace(settings, options=options)) as run:
+        run.work(clip, tmp_path / "results", "small")
+        ended = run.finish("small")
+    assert isinstance(ended, JobDone), f"{ended}\n{run.story()}"
+    assert ended.outcome.frames == 6 and not ended.outcome.failed_frames and not ended.outcome.restarts
+    with read_results(tmp_path / "results" / "frames.msgpack") as results:
+        assert any(record.tracks for record in results)

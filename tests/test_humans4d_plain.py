@@ -77,7 +77,7 @@ def test_a_profile_sets_what_the_user_leaves_open() -> None:
         ({"detecter": "vitdet"}, "detecter"), ({"detector": "yolo"}, "vitdet, regnety"), ({"dtype": "int8"}, "dtype"),
         ({"crops": 0}, "crops"), ({"crops": True}, "crops"), ({"min_score": 1.5}, "min_score"),
         ({"device": "gpu"}, "device"), ({"n_init": 9}, "track_history"), ({"profile": "4gb"}, "profile"),
-        ({"smpl_model": 7}, "smpl_model"), ({"dtype": "fp16"}, "dtype"), ({"compile": "yes"}, "compile"),
+        ({"smpl_model": 7}, "smpl_model"), ({"compile": "yes"}, "compile"),
     ],
 )  # fmt: skip
 def test_a_wrong_option_is_named(values: dict[str, Any], named: str) -> None:

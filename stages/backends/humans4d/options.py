@@ -142,8 +142,6 @@ class Options:
         for name in ("memory_fraction", "min_score", "alpha"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigurationError(f"option {name}: {getattr(self, name)} is not between 0 and 1")
-        if self.device == "cpu" and self.dtype == "fp16":
-            raise ConfigurationError("option dtype: fp16 is for CUDA devices; on the CPU take fp32 or bf16")
 
 
 def _at_least(name: str, value: float, least: int) -> None:

@@ -72,8 +72,22 @@ def problems(stage: Stage, options: Options) -> list[Problem]:
         found += _phalp()
     if not any(p.what.startswith("no package torch,") for p in found):
         found += _device(options)
+    found += _precision(stage, options)
     found += [p for f in files_of(stage, options.detector) if (p := file_problem(f, options.path(f.option)))]
     return found
+
+
+def _precision(stage: Stage, options: Options) -> list[Problem]:
+    """The tracker has no backbone, so that a profile for the GPU is no error where it alone stays on the CPU."""
+    if stage == "track" or options.device != "cpu" or options.dtype != "fp16":
+        return []
+    profile = ' (profile = "8gb" sets it)' if options.profile == "8gb" else ""
+    return [
+        Problem(
+            f"dtype fp16{profile} is for CUDA devices, and {stage} runs on the CPU",
+            f'set stages.{stage}.device = "cuda", or dtype = "bf16" or "fp32"',
+        )
+    ]
 
 
 def _package(name: str) -> Problem | None:
