@@ -107,6 +107,29 @@ def test_torch_reads_the_settings_that_come_after_its_import(kernel: str) -> Non
     assert ended.stdout.strip() == devices.allocator_settings(small(), kernel), ended.stderr
 
 
+@pytest.mark.humans4d
+@pytest.mark.parametrize(("device", "index"), [("cuda", 0), ("cuda:1", 1)])
+def test_a_process_is_held_to_its_share_of_its_gpu(
+    device: str, index: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By torch's own functions down to where they would call the driver."""
+    torch = package("torch")
+    asked: list[Any] = []
+    monkeypatch.setattr(torch.cuda.memory, "_lazy_init", lambda: None)
+    monkeypatch.setattr(torch._C, "_cuda_setDevice", lambda n: asked.append(("device", n)), raising=False)
+    monkeypatch.setattr(torch._C, "_cuda_setMemoryFraction", lambda f, n: asked.append((f, n)), raising=False)
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    threads, grad = torch.get_num_threads(), torch.is_grad_enabled()
+    try:
+        devices.prepare(small(device=device))
+        assert asked == [("device", index), (0.35, index)]
+        assert not torch.backends.cudnn.benchmark and not torch.backends.cudnn.allow_tf32
+    finally:
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32 = False, True  # as torch has them
+        torch.set_num_threads(threads)
+        torch.set_grad_enabled(grad)
+
+
 @pytest.fixture(scope="module")
 def detector_of(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Makes small detectors with the same random weights."""

@@ -56,8 +56,12 @@ def prepare(options: Options) -> Any:
         # Autotuning picks kernels by timing: another run could pick others, and results would differ by a bit.
         torch.backends.cudnn.benchmark = False
         torch.backends.cudnn.deterministic = True
+        # By number: torch takes "cuda" without one for no device here. And nothing may make a context on GPU 0 of a
+        # process that works on another.
+        index = torch.device(options.device).index or 0
+        torch.cuda.set_device(index)
         if options.memory_fraction:
-            torch.cuda.set_per_process_memory_fraction(options.memory_fraction, torch.device(options.device))
+            torch.cuda.set_per_process_memory_fraction(options.memory_fraction, index)
     return torch
 
 
