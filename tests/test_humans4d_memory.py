@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from daemon.config import load
 from stages.backends.humans4d import devices, requirements
 from stages.backends.humans4d.options import Options
 from stages.protocols import ConfigurationError, find_backend
@@ -53,6 +52,9 @@ def test_half_precision_is_for_stages_with_a_backbone_on_a_gpu() -> None:
 
 def test_the_manuals_settings_for_a_laptop_are_settings(tmp_path: Path) -> None:
     """And give each stage what it needs: the tracker too, which stays on the CPU."""
+    pytest.importorskip("pydantic", reason="needs what the daemon is made of")
+    from daemon.config import load
+
     page = (Path(__file__).parents[1] / "docs" / "humans4d.md").read_text(encoding="utf-8")
     (example,) = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
     file = tmp_path / "poseward.toml"

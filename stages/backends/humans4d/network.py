@@ -88,6 +88,8 @@ class Hmr2:
         devices.load_state(
             model, state, options, report, source=options.hmr2_checkpoint, half=half, may_lack=_not_learned
         )
+        # smplx reads a parent's number for each joint in turn: from the device, each would wait for all work there.
+        model.smpl.parents = model.smpl.parents.cpu()
         return cls(model, options)
 
     def __call__(self, crops: Tensor) -> Bodies:
