@@ -153,7 +153,7 @@ def provoke(regressor: Any, frame: Frame, found: Detections, torch: Any) -> None
     try:
         after = regressor.regress([frame], [found])[0]
         gap = float(np.abs(before.vertices - after.vertices).max())
-        say("mesh, out of memory provoked", survived=True, crops_now=regressor._chunk, vertices_differ_by=gap)
+        say("mesh, out of memory provoked", survived=True, crops_now=regressor._passes.size, vertices_differ_by=gap)
     except torch.cuda.OutOfMemoryError as error:
         say("mesh, out of memory provoked", survived=False, error=str(error)[:120])
     finally:

@@ -10,14 +10,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from stages.backends.humans4d import rle
-from stages.backends.humans4d.crops import widen
 from stages.backends.humans4d.options import Options
-from stages.records import Detections, Frame, People
-from tests.test_humans4d_memory import frames, package, quiet, same
+from stages.records import People
+from tests.test_humans4d_memory import frames, package, people_in, quiet, same
 
 pytestmark = pytest.mark.humans4d
 
@@ -73,21 +70,6 @@ def test_detect(kind: str, device: str, tmp_path: Path) -> None:
     assert all(same(here, there) for here, there in zip(*found, strict=True))
 
 
-def scripted(frame: Frame) -> Detections:
-    """Two people who walk."""
-    height, width = frame.image.shape[:2]
-    left = np.array([40.0, 240.0], np.float32) + 4 * frame.index
-    boxes = np.stack((left, np.full(2, 60.0), left + 120, np.full(2, 330.0)), 1).astype(np.float32)
-    masks = []
-    for x0, y0, x1, y1 in boxes.astype(int):
-        mask = np.zeros((height, width), bool)
-        mask[y0:y1, x0:x1] = True
-        masks.append(rle.encode(mask))
-    extra = {"masks": masks, "size": [height, width], "padded": np.asarray(widen(boxes), np.float32),
-             "classes": np.zeros(2, np.int64), "index": np.arange(2)}  # fmt: skip
-    return Detections(boxes, np.full(2, 0.9, np.float32), extra)
-
-
 def test_mesh_and_track(device: str, tmp_path: Path) -> None:
     for name in ("hmr2.models", "phalp.models.predictor", "phalp.external.deep_sort_.tracker"):
         package(name)
@@ -103,7 +85,7 @@ def test_mesh_and_track(device: str, tmp_path: Path) -> None:
         chosen = replace(options, device=where)
         with synthetic.small_vit():
             regressor = HmrRegressor.load(chosen, quiet)
-        people.append(regressor.regress(some, [scripted(frame) for frame in some]))
+        people.append(regressor.regress(some, [people_in(frame) for frame in some]))
         tracker = PhalpTracker.load(chosen)
         made = []
         for frame, found in zip(some, people[0], strict=True):

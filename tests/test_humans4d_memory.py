@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stages.backends.humans4d import devices, requirements
+from stages.backends.humans4d import devices, requirements, rle
+from stages.backends.humans4d.crops import widen
 from stages.backends.humans4d.options import Options
 from stages.protocols import ConfigurationError, find_backend
 from stages.records import Detections, Frame
@@ -163,6 +164,21 @@ def frames(count: int) -> list[Frame]:
     ]
 
 
+def people_in(frame: Frame) -> Detections:
+    """Two people who walk."""
+    height, width = frame.image.shape[:2]
+    left = np.array([40.0, 240.0], np.float32) + 4 * frame.index
+    boxes = np.stack((left, np.full(2, 60.0), left + 120, np.full(2, 330.0)), 1).astype(np.float32)
+    masks = []
+    for x0, y0, x1, y1 in boxes.astype(int):
+        mask = np.zeros((height, width), bool)
+        mask[y0:y1, x0:x1] = True
+        masks.append(rle.encode(mask))
+    extra = {"masks": masks, "size": [height, width], "padded": np.asarray(widen(boxes), np.float32),
+             "classes": np.zeros(2, np.int64), "index": np.arange(2)}  # fmt: skip
+    return Detections(boxes, np.full(2, 0.9, np.float32), extra)
+
+
 def same(one: Detections, other: Detections) -> bool:
     return bool(
         one.boxes.tobytes() == other.boxes.tobytes()
@@ -191,7 +207,7 @@ class OutOfMemoryError(RuntimeError):
 
 @pytest.mark.humans4d
 def test_frames_that_do_not_fit_together_are_worked_on_in_smaller_passes(
-    detector_of: Any, monkeypatch: pytest.MonkeyPatch
+    detector_of: Any, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     detector = detector_of("vitdet", frames=4)
     wanted = detector_of("vitdet", frames=1).detect(frames(4))
@@ -205,7 +221,8 @@ def test_frames_that_do_not_fit_together_are_worked_on_in_smaller_passes(
 
     monkeypatch.setattr(detector._model.backbone, "forward", narrow)
     found = detector.detect(frames(4))
-    assert sizes == [4, 2, 1, 1, 1, 1]
+    assert sizes == [4, 4, 2, 1, 1, 1, 1], "once more with the caches given back, then halved for good"
+    assert "out of device memory, frames in passes of 1 now: tried" in capfd.readouterr().err
     assert all(same(a, b) for a, b in zip(found, wanted, strict=True))
 
     def none(images: Any) -> Any:
@@ -214,6 +231,37 @@ def test_frames_that_do_not_fit_together_are_worked_on_in_smaller_passes(
     monkeypatch.setattr(detector._model.backbone, "forward", none)
     with pytest.raises(OutOfMemoryError):
         detector.detect(frames(1))
+
+
+@pytest.mark.humans4d
+def test_crops_that_do_not_fit_together_are_worked_on_in_smaller_passes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("hmr2.models", "phalp.models.heads.encoding_head"):
+        package(name)
+    from bench import humans4d_synthetic as synthetic
+    from stages.backends.humans4d.mesh import HmrRegressor
+
+    with synthetic.small_vit():
+        regressor = HmrRegressor.load(Options.from_mapping({**synthetic.write_files(tmp_path), "crops": 4}), quiet)
+    some = frames(3)
+    detections = [people_in(frame) for frame in some]
+    wanted = regressor.regress(some, detections)
+    real, sizes = regressor._hmr2, []
+
+    def narrow(crops: Any) -> Any:
+        sizes.append(len(crops))
+        if len(crops) > 2:
+            raise OutOfMemoryError("tried to allocate 1.00 GiB")
+        return real(crops)
+
+    monkeypatch.setattr(regressor, "_hmr2", narrow)
+    found = regressor.regress(some, detections)
+    assert sizes == [4, 4, 2, 2, 2]
+    for one, other in zip(found, wanted, strict=True):
+        assert len(one) == 2
+        np.testing.assert_allclose(one.vertices, other.vertices, atol=1e-5)
+        np.testing.assert_allclose(one.camera, other.camera, rtol=1e-5)
 
 
 @pytest.mark.humans4d

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Mapping, Sequence
+from functools import partial
 from importlib import import_module
 from itertools import takewhile
 from pathlib import Path
@@ -46,7 +47,7 @@ class PersonDetector:
         self._resize = resize
         self._rgb = rgb
         self._options = options
-        self._at_once = options.frames
+        self._passes = devices.Passes(options.frames, "frames")
 
     @classmethod
     def load(cls, options: Options, report: Report) -> PersonDetector:
@@ -87,29 +88,18 @@ class PersonDetector:
         """
         found: list[Detections] = []
         while len(found) < len(frames):
-            size = self._at_once
+            rest = frames[len(found) :]
             # Frames of another size (another job's) would pad the batch, and change what is found.
-            shape = frames[len(found)].image.shape
-            some = list(takewhile(lambda f, s=shape: f.image.shape == s, frames[len(found) :][:size]))  # type: ignore[misc]
-            try:
-                found += self._some(some, size)
-            except Exception as error:
-                if not devices.is_out_of_memory(error) or size == 1:
-                    raise
-                self._at_once = size // 2
-            else:
-                continue
-            # Outside the handler, whose traceback keeps the failed pass's tensors alive.
-            self._torch.cuda.empty_cache()
+            alike = list(takewhile(partial(_same_size, rest[0]), rest))
+            found += self._passes.run(partial(self._some, alike))
         devices.trim(self._options)
         return found
 
     def _some(self, frames: Sequence[Frame], size: int) -> list[Detections]:
-        """One pass over ``frames``, always of ``size`` images: a kernel may sum in another order for another number
-        of images, and what is found in a frame must not depend on which others happened to be waiting. For the same
-        reason the heads see one frame's proposals at a time."""
+        """One pass over the first ``size`` of ``frames``, filled up to that number (`devices.Passes` says why); for the
+        same reason the heads see one frame's proposals at a time."""
         with self._torch.inference_mode():
-            inputs = [self._input(frame) for frame in frames]
+            inputs = [self._input(frame) for frame in frames[:size]]
             images = self._model.preprocess_image([*inputs, *[inputs[-1]] * (size - len(inputs))])
             features = self._model.backbone(images.tensor)
             proposals, _ = self._model.proposal_generator(images, features, None)
@@ -159,6 +149,10 @@ class PersonDetector:
                 "index": large.astype(np.int64),
             },
         )
+
+
+def _same_size(one: Frame, other: Frame) -> bool:
+    return one.image.shape == other.image.shape
 
 
 def vitdet_config() -> Any:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from stages.backends.humans4d.options import Options
 from stages.protocols import ConfigurationError, Report
 
 Tensor = Any
 Module = Any
+Result = TypeVar("Result")
 
 
 ALLOCATOR_VARIABLES = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
@@ -97,6 +99,42 @@ def trim(options: Options) -> None:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether ``error`` is torch's out-of-memory error on the device."""
     return type(error).__name__ == "OutOfMemoryError"
+
+
+class Passes:
+    """Passes over a fixed number of items, whatever there is to do.
+
+    A kernel may sum in another order for another batch size: with one size only, what comes out for an item does not
+    depend on which others happened to be waiting. If a pass does not fit into the device's memory it is tried
+    once more with the allocator's caches given back; then the number is halved for as long as this process lives, and
+    numbers may differ in the last bits.
+    """
+
+    def __init__(self, size: int, what: str) -> None:
+        self.size = size
+        self._what = what
+
+    def run(self, work: Callable[[int], Result]) -> Result:
+        """What ``work`` of a number of items returns.
+
+        Raises:
+            Exception: what ``work`` raises; out of memory only where a single item does not fit.
+        """
+        again = True
+        while True:
+            try:
+                return work(self.size)
+            except Exception as error:
+                if not is_out_of_memory(error) or (self.size == 1 and not again):
+                    raise
+                reason = str(error).partition("\n")[0]
+            # Outside the handler, whose traceback keeps the failed pass's tensors alive.
+            import_module("torch").cuda.empty_cache()
+            if again:
+                again = False
+            else:
+                self.size //= 2
+            print(f"out of device memory, {self._what} in passes of {self.size} now: {reason}", file=sys.stderr)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -50,7 +51,7 @@ class HmrRegressor:
         self._texture = texture
         self._encoder = encoder
         self._options = options
-        self._chunk = options.crops
+        self._passes = devices.Passes(options.crops, "crops")
 
     @classmethod
     def load(cls, options: Options, report: Report) -> HmrRegressor:
@@ -104,31 +105,18 @@ class HmrRegressor:
         return result
 
     def _chunks(self, crops: list[F32], masks: list[F32]) -> dict[str, npt.NDArray[Any]]:
-        """Everyone's arrays, from passes of always the same number of crops.
-
-        A kernel may sum in another order for another batch size: with one size only, a person's numbers do not
-        depend on how many others there are. If a pass does not fit into the device's memory the number is halved
-        for good, and the numbers may then differ in the last bits.
-        """
+        """Everyone's arrays, from passes of always the same number of crops."""
         parts: list[dict[str, Any]] = []
         start = 0
         while start < len(crops):
-            size = self._chunk
-            try:
-                part = self._pass(crops[start : start + size], masks[start : start + size], size)
-            except Exception as error:
-                if not devices.is_out_of_memory(error) or size == 1:
-                    raise
-                self._chunk = size // 2
-            else:
-                parts.append(part)
-                start += size
-                continue
-            # Outside the handler, whose traceback keeps the failed pass's tensors alive.
-            self._torch.cuda.empty_cache()
+            part = self._passes.run(partial(self._pass, crops[start:], masks[start:]))
+            parts.append(part)
+            start += len(part["pose"])
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def _pass(self, crops: list[F32], masks: list[F32], size: int) -> dict[str, Any]:
+        """One pass over the first ``size`` of ``crops``, filled up with empty ones."""
+        crops, masks = crops[:size], masks[:size]
         torch, count = self._torch, len(crops)
         images = np.zeros((size, 3, SIZE, SIZE), np.float32)
         seen = np.zeros((size, SIZE, SIZE), np.float32)
