@@ -116,14 +116,18 @@ def mesh(values: dict[str, Any], given: argparse.Namespace, torch: Any, cuda: bo
         config.defrost()
         config.MODEL.BBOX_SHAPE = [192, 256]
         if cuda:
-            provoke(regressor, frame, found, torch)
+            provoke(regressor, frame, found, torch, options.memory_fraction)
         regressor = None
         gc.collect()
         theirs = import_module("hmr2.models").HMR2.load_from_checkpoint(
             values["hmr2_checkpoint"], strict=False, cfg=config, init_renderer=False, map_location=given.device,
             weights_only=False,
         ).eval()  # fmt: skip
-    dataset = import_module("hmr2.datasets.vitdet_dataset").ViTDetDataset
+    try:
+        dataset = import_module("hmr2.datasets.vitdet_dataset").ViTDetDataset
+    except ImportError as error:
+        say("mesh, upstream's demo loop", skipped=f"{error}; its datasets need more than Poseward does")
+        return
 
     def demo() -> int:
         """The loop of upstream's demo.py over one image (its crops, then HMR2)."""
@@ -144,16 +148,20 @@ def mesh(values: dict[str, Any], given: argparse.Namespace, torch: Any, cuda: bo
         peak_gb=peak(torch, cuda))  # fmt: skip
 
 
-def provoke(regressor: Any, frame: Frame, found: Detections, torch: Any) -> None:
+def provoke(regressor: Any, frame: Frame, found: Detections, torch: Any, share: float) -> None:
     """Take nearly all memory, so that a pass fails for real, and see it halved and survived."""
     before = regressor.regress([frame], [found])[0]
     torch.cuda.empty_cache()
-    free, _ = torch.cuda.mem_get_info()
-    hog = torch.empty(max(0, free - (256 << 20)), dtype=torch.uint8, device="cuda")
+    free, total = torch.cuda.mem_get_info()
+    if share:  # no more than this process may have
+        free = min(free, int(total * share) - torch.cuda.memory_reserved())
+    hog = torch.empty(max(0, free - (64 << 20)), dtype=torch.uint8, device="cuda")
     try:
         after = regressor.regress([frame], [found])[0]
         gap = float(np.abs(before.vertices - after.vertices).max())
-        say("mesh, out of memory provoked", survived=True, crops_now=regressor._passes.size, vertices_differ_by=gap)
+        say(
+            "mesh, out of memory provoked", survived=True, crops_now=regressor._passes.size, vertices_differ_by=gap
+        )
     except torch.cuda.OutOfMemoryError as error:
         say("mesh, out of memory provoked", survived=False, error=str(error)[:120])
     finally:
