@@ -1,7 +1,9 @@
 """The three protocols behind which a model family stands, and how a backend is found by its name.
 
 A backend is a module with a module-level ``BACKEND`` of type `Backend`. Importing that module must be cheap
-and must not import the models' packages: the factories do that, in the process that needs them.
+and must not import the models' packages: the factories do that, in the process that needs them. What else a family
+knows of itself (what it needs, which files its models are, how they are fetched) is part of `Backend` too, so that
+nothing outside a backend's folder has to name its models; all of that may be left out.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from stages.records import Detections, F32, Frame, FrameRecord, Header, People  # isort: skip
 
@@ -93,9 +95,92 @@ class BodyFactory(Protocol):
     def __call__(self, options: Mapping[str, Any]) -> BodyModel: ...
 
 
+Topic = Literal["package", "file", "device", "option"]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is lacking: ``what`` is so (one line), and what to type or set as the ``way`` out of it."""
+
+    what: str
+    way: str
+    about: Topic = "package"
+    """A package (missing, or the wrong one), a model file, the device, or an option of the backend."""
+
+    def __str__(self) -> str:
+        return f"{self.what}; {self.way}"
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """One file of a family's models, as it is on this machine now."""
+
+    path: Path
+    found: str
+    """Where nothing is wrong with it: a line with its path, its size and how far it was checked."""
+    problem: Problem | None = None
+    """What is wrong with it: missing, cut off, another one; None if nothing."""
+    licence: str = ""
+    fetchable: bool = True
+    """Whether `FetchFiles` may get it; False for what only the user can supply."""
+
+
+class FetchView(Protocol):
+    """Watches a fetch: ``say`` is told what is done, a line at a time; ``progress``, often, the bytes of a file that
+    are there and how many there will be (None: unknown)."""
+
+    def say(self, text: str) -> None: ...
+
+    def progress(self, name: str, done: int, total: int | None) -> None: ...
+
+
+class FindProblems(Protocol):
+    """Everything that a stage (detect, mesh or track) lacks of packages, files and devices, in seconds: called in the
+    stage's interpreter, where its packages may be missing, before anything is loaded. ``options`` are the
+    backend's, with ``device`` among them.
+
+    Raises:
+        ConfigurationError: the options themselves are wrong.
+    """
+
+    def __call__(self, stage: str, options: Mapping[str, Any]) -> Sequence[Problem]: ...
+
+
+class FindFiles(Protocol):
+    """The files that the models are with these options, those in need of fetching too. Only with ``thorough`` may it
+    read gigabytes, for a checksum.
+
+    Raises:
+        ConfigurationError: the options themselves are wrong.
+    """
+
+    def __call__(self, options: Mapping[str, Any], *, thorough: bool) -> Sequence[ModelFile]: ...
+
+
+class FetchFiles(Protocol):
+    """Fetches every file that is missing and may be fetched, from its publisher, or from ``source``: what the user
+    names instead, such as a mirror's address or a file; the backend says what it understands. May be called again
+    after any interruption, and by several processes at once.
+
+    Raises:
+        ConfigurationError: something could not be fetched; says why and the way out.
+    """
+
+    def __call__(self, options: Mapping[str, Any], view: FetchView, source: str = "") -> None: ...
+
+
+def _no_problems(stage: str, options: Mapping[str, Any]) -> Sequence[Problem]:  # noqa: ARG001  (a `FindProblems`)
+    return ()
+
+
+def _no_files(options: Mapping[str, Any], *, thorough: bool) -> Sequence[ModelFile]:  # noqa: ARG001  (a `FindFiles`)
+    return ()
+
+
 @dataclass(frozen=True)
 class Backend:
-    """One model family: factories (which import and load), and what a fork server may import beforehand."""
+    """One model family: factories (which import and load), what a fork server may import beforehand, and what the
+    family knows of its packages and files. Everything from ``exports`` on may be left out."""
 
     name: str
     detector: DetectorFactory
@@ -107,6 +192,12 @@ class Backend:
     """Per stage (detect, mesh, track): modules that are safe to import before a fork."""
     exports: Mapping[str, Callable[[Path, Path], Path]] = field(default_factory=dict)
     """Exports that only this family has: each takes a frames.msgpack and a folder, and returns what it wrote."""
+    packages: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Per stage: packages that the factories import, by their import names; their versions are shown."""
+    problems: FindProblems = _no_problems
+    files: FindFiles = _no_files
+    fetch: FetchFiles | None = None
+    """None where there is nothing to fetch, or where only the user can get the files."""
 
 
 def find_backend(name: str) -> Backend:

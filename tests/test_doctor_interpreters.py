@@ -6,7 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from daemon.cli import cli
 from daemon.doctor import interpreters
 from daemon.doctor.check import Severity
 from tests.doctor import bare_python, look, make_context, package, script, worst
@@ -92,42 +94,61 @@ def test_a_package_that_prints_does_not_spoil_the_answer(tmp_path: Path) -> None
 
 FAKE_BACKEND = """
 from stages.backends.blazepose import BACKEND as BLAZEPOSE
-from stages.protocols import Backend
+from stages.protocols import ConfigurationError, Problem
 import dataclasses
-BACKEND = dataclasses.replace(BLAZEPOSE, name="fake", preload={})
-"""
-FAKE_OPTIONS = """
-class Options:
-    @classmethod
-    def from_mapping(cls, values): return cls()
-"""
-FAKE_REQUIREMENTS = """
-from types import SimpleNamespace
-PACKAGES = {"mesh": ("numpy", "nosuch", "norsuch")}
 def problems(stage, options):
-    return [SimpleNamespace(what="no package nosuch, which is sad", way="pip install it"),
-            SimpleNamespace(what="no package norsuch, which is sad", way="pip install it"),
-            SimpleNamespace(what="phalp is too old", way="pip uninstall phalp"),
-            SimpleNamespace(what="no file /models/x.bin", way="fetch it")]
+    if "colour" in options:
+        raise ConfigurationError("no option colour")
+    return [Problem("no package nosuch, which is sad", "pip install it"),
+            Problem("no package norsuch, which is sad", "pip install it"),
+            Problem("phalp is too old", "pip uninstall phalp"),
+            Problem("no file /models/x.bin", "fetch it", "file"),
+            Problem("device = 'cuda', but there is none", "buy it", "device")]
+BACKEND = dataclasses.replace(BLAZEPOSE, name="fake", preload={}, packages={"mesh": ("numpy", "nosuch", "norsuch")},
+                              problems=problems)
 """
 
 
 def test_the_backend_is_asked_in_the_stages_interpreter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     packages = package(tmp_path / "packages", "pkgfake", "")
     package(packages / "pkgfake", "model", FAKE_BACKEND)
-    model = packages / "pkgfake" / "model"
-    (model / "options.py").write_text(FAKE_OPTIONS)
-    (model / "requirements.py").write_text(FAKE_REQUIREMENTS)
     monkeypatch.syspath_prepend(packages)
     sets = ("stages.backend=pkgfake.model", f"stages.mesh.env.PYTHONPATH={packages}")
     found = look(make_context(tmp_path, *sets), "stages.mesh")
-    # What is missing of files is told by models.files.
+    # What is missing of files is told by models.files, of the device by gpu.torch.
     assert [finding.found for finding in found] == [
         "mesh: no package nosuch, norsuch, which is sad",
         "mesh: phalp is too old",
     ]
     assert found[0].way_out == f"{sys.executable} -m pip install it"
     assert found[1].way_out == f"{sys.executable} -m pip uninstall phalp"
+    (found,) = look(make_context(tmp_path, *sets, "stages.options.colour=red"), "stages.mesh")
+    assert found.found == "mesh: no option colour" and "[stages.options]" in found.way_out
+
+
+PLAIN_BACKEND = """
+from stages.backends.blazepose import BACKEND as BLAZEPOSE
+from stages.protocols import Backend
+BACKEND = Backend("plain", BLAZEPOSE.detector, BLAZEPOSE.mesh, BLAZEPOSE.tracker, BLAZEPOSE.header, BLAZEPOSE.body, {})
+"""
+
+
+def test_a_backend_that_says_nothing_of_its_packages_and_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packages = package(tmp_path / "packages", "plainfake", "")
+    package(packages / "plainfake", "model", PLAIN_BACKEND)
+    package(packages / "plainfake" / "model", "requirements", "raise RuntimeError('guessed by its name')")
+    package(packages / "plainfake" / "model", "models", "raise RuntimeError('guessed by its name')")
+    monkeypatch.syspath_prepend(packages)
+    sets = ("stages.backend=plainfake.model", f"stages.mesh.env.PYTHONPATH={packages}")
+    context = make_context(tmp_path, *sets)
+    for check in ("stages.mesh", "models.files"):
+        (found,) = look(context, check)
+        assert found.severity is Severity.OK, found
+    assert "has no model files" in found.found
+    result = CliRunner().invoke(cli, ["models", "list", "plainfake.model"])
+    assert result.exit_code == 1 and "no files" in result.output
 
 
 def test_an_unknown_backend(tmp_path: Path) -> None:

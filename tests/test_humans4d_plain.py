@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
-import io
 import pickle
 import subprocess
 import sys
-import tarfile
 import time
-import urllib.error
-import urllib.request
-from email.message import Message
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.backends.humans4d import models, requirements, rle
+from stages.backends.humans4d import requirements, rle
 from stages.backends.humans4d.options import Options
 from stages.backends.humans4d.shots import ShotDetector, thumbnail
 from stages.backends.humans4d.weights import FILES, files_of
@@ -187,124 +181,6 @@ def test_upstreams_own_file_must_have_its_size(monkeypatch: pytest.MonkeyPatch, 
     path.parent.mkdir(parents=True)
     path.write_bytes(b"abc")
     assert "broke off" in str(requirements.file_problem(checkpoint, path))
-
-
-# --- fetching --------------------------------------------------------------------------------------------------
-
-
-class Response(io.BytesIO):
-    def __init__(self, body: bytes, status: int, headers: dict[str, str]) -> None:
-        super().__init__(body)
-        self.status = status
-        self.headers = Message()
-        for name, value in headers.items():
-            self.headers[name] = value
-
-
-class Server:
-    """Serves one file; breaks the connection after ``breaks`` bytes for as often as that says."""
-
-    def __init__(self, content: bytes, *, breaks: list[int] | None = None, ranges: bool = True) -> None:
-        self.content, self.breaks, self.ranges = content, breaks or [], ranges
-        self.asked: list[str | None] = []
-
-    def __call__(self, request: urllib.request.Request, timeout: float) -> Any:
-        asked = request.get_header("Range")
-        self.asked.append(asked)
-        start = int(asked[6:-1]) if asked and self.ranges else 0
-        if start >= len(self.content):
-            headers = Message()
-            headers["Content-Range"] = f"bytes */{len(self.content)}"
-            raise urllib.error.HTTPError(request.full_url, 416, "range", headers, None)
-        body = self.content[start:]
-        length = str(len(body))
-        if self.breaks:
-            body = body[: self.breaks.pop(0)]
-        return Response(body, 206 if start else 200, {"Content-Length": length})
-
-
-def ignore(name: str, have: int, total: int | None) -> None:
-    del name, have, total
-
-
-CONTENT = bytes(range(256)) * 20
-
-
-def test_a_download_goes_on_where_it_broke_off(tmp_path: Path) -> None:
-    server = Server(CONTENT, breaks=[1000, 50])
-    seen: list[tuple[int, int | None]] = []
-    target = tmp_path / "a" / "file.bin"
-    models.download("http://x/f", target, lambda n, have, total: seen.append((have, total)), opener=server)
-    assert target.read_bytes() == CONTENT
-    assert server.asked == [None, "bytes=1000-", "bytes=1050-"]
-    assert seen[-1] == (len(CONTENT), len(CONTENT))
-    assert [p.name for p in target.parent.iterdir()] == ["file.bin"]
-
-
-def test_a_server_without_ranges_starts_anew(tmp_path: Path) -> None:
-    server = Server(CONTENT, breaks=[1000], ranges=False)
-    models.download("http://x/f", tmp_path / "f", ignore, opener=server)
-    assert (tmp_path / "f").read_bytes() == CONTENT
-
-
-def test_a_partial_file_that_is_whole_is_taken(tmp_path: Path) -> None:
-    (tmp_path / "f.part").write_bytes(CONTENT)
-    models.download("http://x/f", tmp_path / "f", ignore, opener=Server(CONTENT))
-    assert (tmp_path / "f").read_bytes() == CONTENT
-
-
-def test_a_dead_server_leaves_what_there_is_for_the_next_time(tmp_path: Path) -> None:
-    with pytest.raises(models.FetchError, match="run it again"):
-        models.download("http://x/f", tmp_path / "f", ignore, opener=Server(CONTENT, breaks=[10] * 5))
-    assert not (tmp_path / "f").exists()
-    assert (tmp_path / "f.part").read_bytes() == CONTENT[:50]
-
-
-def test_a_wrong_checksum_is_refused(tmp_path: Path) -> None:
-    good = hashlib.sha256(CONTENT).hexdigest()[:6]
-    models.download("http://x/f", tmp_path / "f", ignore, sha256_begins=good, opener=Server(CONTENT))
-    with pytest.raises(models.FetchError, match="SHA-256"):
-        models.download("http://x/f", tmp_path / "g", ignore, sha256_begins="0" * 6, opener=Server(CONTENT))
-    assert not (tmp_path / "g").exists() and not (tmp_path / "g.part").exists()
-
-
-def test_a_moved_file_is_told_with_its_place(tmp_path: Path) -> None:
-    def gone(request: urllib.request.Request, timeout: float) -> Any:
-        raise urllib.error.HTTPError(request.full_url, 404, "Not Found", Message(), None)
-
-    with pytest.raises(models.FetchError, match="404"):
-        models.download("http://x/f", tmp_path / "f", ignore, opener=gone)
-
-
-def test_fetch_unpacks_what_it_needs_and_asks_for_smpl(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(Path, "home", lambda: tmp_path)
-    monkeypatch.setattr(
-        models, "file_problem", lambda file, path: None if path.is_file() else requirements.Problem("no", "way")
-    )
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
-        for name in [*(f.member for f in FILES if f.member), "../evil"]:
-            entry = tarfile.TarInfo(name)
-            entry.size = len(name)
-            archive.addfile(entry, io.BytesIO(name.encode()))
-    served = {f.url: CONTENT for f in FILES if f.url and not f.member}
-    for file in FILES:
-        if file.member and file.url:
-            served[file.url] = buffer.getvalue()
-    monkeypatch.setattr(models.WeightFile, "sha256_begins", "")
-
-    def opener(request: urllib.request.Request, timeout: float) -> Any:
-        return Server(served[request.full_url])(request, timeout)
-
-    said: list[str] = []
-    options = Options.from_mapping({"detector": "regnety"})
-    lacking = models.fetch(options, said.append, ignore, opener=opener)
-    assert lacking == [options.smpl_model]
-    assert any("registration" in line for line in said) and any("MIT" in line for line in said)
-    assert options.hmr2_checkpoint.read_bytes().endswith(b".ckpt")
-    assert options.regnety_weights.is_file() and not options.vitdet_weights.exists()
-    assert not (tmp_path.parent / "evil").exists()
-    assert models.plan(options).to_fetch == ()
 
 
 # --- shots -----------------------------------------------------------------------------------------------------

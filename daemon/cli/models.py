@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from types import ModuleType
-from typing import Any, cast
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from daemon.cli.options import as_json, configured
 from daemon.config import Loaded
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+    from stages.protocols import Backend, FetchView
+
+FAILED, YOURS, STOPPED = 1, 3, 130
+"""Exit codes of ``fetch``."""
+LINE_SECONDS = 20.0
+"""Between two lines about the same file where there is no terminal: a log that neither is silent nor floods."""
+MEGABYTE = 1 << 20
 
 
 @click.group()
@@ -23,32 +34,60 @@ def models() -> None:
 @models.command(
     epilog="""\b
 Examples:
-  poseward models fetch                   those of the configured backend, into the cache folder
-  poseward models fetch --wheel FILE      the embedded ones from a wheel on this machine
-  poseward models fetch humans4d          4D-Humans' (several GB)"""
+  poseward models fetch                          those of the configured backend, into the cache folder
+  poseward models fetch --from FILE              the embedded ones from a wheel on this machine
+  poseward models fetch humans4d                 4D-Humans' (several GB)
+  poseward models fetch humans4d --from /media/usb        those that lie in a folder
+  poseward models fetch humans4d --from https://mirror.example/4d    those that a mirror has
+
+\b
+What was interrupted goes on where it was: run it again.
+
+\b
+Exit codes: 0 all files are there; 1 a file could not be fetched; 2 wrong usage or configuration;
+3 all that may be fetched is there, but a file that only you can supply is missing; 130 Ctrl-C."""
 )
 @click.argument("backend", required=False)
-@click.option("--wheel", type=click.Path(path_type=Path), help="Take the embedded models from this wheel file.")
+@click.option(
+    "--from",
+    "--wheel",
+    "source",
+    default="",
+    metavar="PLACE",
+    help="Take the files from there instead of from their publishers: the embedded ones from a wheel file, "
+    "4D-Humans' from a folder or a mirror's address that has them under their own names.",
+)
 @configured
-def fetch(backend: str | None, wheel: Path | None, loaded: Loaded) -> None:
-    """Download what is missing, check it, and keep it in the cache folder."""
+def fetch(backend: str | None, source: str, loaded: Loaded) -> None:
+    """Download what is missing, check it, and keep it where the models look for it."""
     from stages.protocols import ConfigurationError
 
-    name = backend or loaded.settings.stages.backend
-    say = _once_each()
-    options = dict(loaded.settings.stages.options) if name == loaded.settings.stages.backend else {}
+    name, options = _chosen(backend, loaded)
     try:
-        module = _module(name)
-        if hasattr(module, "plan"):
-            missing = module.fetch(_options(name, options), say, _percent(say))
-        else:
-            missing = []
-            for path in module.fetch(_report(say), str(options.get("cache", "")), wheel):
-                click.echo(path)
-    except (ConfigurationError, OSError, _fetch_error(name)) as error:
+        found = _backend(name, options)
+        if found.fetch is None:
+            raise ConfigurationError(
+                f"backend {name!r} has files that only you can supply: `poseward models list`"
+            )
+        with _view() as view:
+            found.fetch(options, view, source)
+        files = found.files(options, thorough=False)
+    except KeyboardInterrupt:
+        click.echo("stopped; what has come is kept, the same command goes on from there", err=True)
+        sys.exit(STOPPED)
+    except (ConfigurationError, OSError) as error:
         raise click.ClickException(str(error)) from error
-    if missing:
-        raise click.ClickException(f"{len(missing)} files can only be supplied by you: see above")
+    problems = [file.problem for file in files if file.problem is not None]
+    for file in files:
+        if file.problem is None:
+            click.echo(file.path)
+    for problem in problems:
+        click.echo(f"missing: {problem.what}\n  way out: {problem.way}", err=True)
+    if any(file.problem is not None and file.fetchable for file in files):
+        sys.exit(FAILED)
+    if problems:
+        click.echo("Error: everything else is there, but what only you can supply is missing: see above", err=True)
+        sys.exit(YOURS)
 
 
 @models.command("list")
@@ -59,99 +98,124 @@ def list_(backend: str | None, json_output: bool, loaded: Loaded) -> None:
     """List the files of a backend's models, and whether they are there. Exit code 1 if any is missing."""
     from stages.protocols import ConfigurationError
 
-    name = backend or loaded.settings.stages.backend
-    options = dict(loaded.settings.stages.options) if name == loaded.settings.stages.backend else {}
+    name, options = _chosen(backend, loaded)
     try:
-        found = _files(name, options)
+        files = _backend(name, options).files(options, thorough=False)
     except ConfigurationError as error:
         raise click.ClickException(str(error)) from error
     if json_output:
-        click.echo(json.dumps({"backend": name, "files": found}, indent=2))
+        rows = [{"path": str(file.path), "problem": str(file.problem) if file.problem else None} for file in files]
+        click.echo(json.dumps({"backend": name, "files": rows}, indent=2))
     else:
-        for row in found:
-            path, problem = row["path"], row["problem"]
-            if problem is None:
-                click.echo(f"ok       {path}")
+        for file in files:
+            if file.problem is None:
+                click.echo(f"ok       {file.path}")
             else:
-                click.echo(f"bad      {problem if path in problem else f'{path}: {problem}'}")
-    if any(row["problem"] for row in found):
+                where = "" if str(file.path) in file.problem.what else f"{file.path}: "
+                click.echo(f"bad      {where}{file.problem}")
+    if any(file.problem for file in files):
         raise click.exceptions.Exit(1)
 
 
-def _files(backend: str, options: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Each file's ``path``, and as ``problem`` what is wrong with it and the way out, or None."""
-    from stages.protocols import ConfigurationError
-
-    module = _module(backend)
-    found: list[dict[str, Any]] = []
-    if hasattr(module, "plan"):
-        chosen = _options(backend, options)
-        plan = module.plan(chosen)
-        ways = {
-            "there": None,
-            "to_fetch": f"`poseward models fetch {backend}` fetches it",
-            "user": "yours to supply",
-        }
-        for state, way in ways.items():
-            found += [{"path": str(chosen.path(file.option)), "problem": way} for file in getattr(plan, state)]
-        return found
-    cache = str(options.get("cache", ""))
-    for file in module.FILES:
-        problem = None
-        try:
-            module.locate(file, cache)
-        except ConfigurationError as error:
-            problem = str(error)
-        found.append({"path": str(module.cache_folder(cache) / file.name), "problem": problem})
-    return found
+def _chosen(backend: str | None, loaded: Loaded) -> tuple[str, Mapping[str, Any]]:
+    """The backend named, or the configured one; and its options, where the configuration has them."""
+    stages = loaded.settings.stages
+    name = backend or stages.backend
+    return name, dict(stages.options) if name == stages.backend else {}
 
 
-def _module(backend: str) -> ModuleType:
-    """The backend's module about its files: ``models`` beside its ``BACKEND``."""
+def _backend(name: str, options: Mapping[str, Any]) -> Backend:
     from stages.protocols import ConfigurationError, find_backend
 
-    find_backend(backend)
-    package = backend if "." in backend else f"stages.backends.{backend}"
-    try:
-        return importlib.import_module(f"{package}.models")
-    except ModuleNotFoundError as error:
-        raise ConfigurationError(f"backend {backend!r} has no files to fetch or list") from error
+    backend = find_backend(name)
+    if not backend.files(options, thorough=False):
+        raise ConfigurationError(f"backend {name!r} has no files to fetch or list")
+    return backend
 
 
-def _options(backend: str, options: Mapping[str, Any]) -> Any:
-    return importlib.import_module(f"stages.backends.{backend}.options").Options.from_mapping(options)
+@contextmanager
+def _view() -> Iterator[FetchView]:
+    """A bar on a terminal, lines elsewhere; on standard error."""
+    from rich.console import Console
+
+    console = Console(stderr=True, highlight=False, markup=False, emoji=False)
+    if not console.is_terminal:
+        yield Lines(lambda text: click.echo(text, err=True))
+        return
+    from rich import progress
+
+    with progress.Progress(
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.DownloadColumn(),
+        progress.TransferSpeedColumn(),
+        progress.TimeRemainingColumn(),
+        console=console,
+        transient=True,
+    ) as shown:
+        yield Bar(shown)
 
 
-def _fetch_error(backend: str) -> type[Exception]:
-    try:
-        found = getattr(_module(backend), "FetchError", click.ClickException)
-    except Exception:  # noqa: BLE001  (only asked for while another error is handled)
-        return click.ClickException
-    return cast("type[Exception]", found)
+class Bar:
+    """A `FetchView` for a terminal: a bar for the file that is coming, lines above it for the rest."""
+
+    def __init__(self, shown: Progress) -> None:
+        self._shown = shown
+        self._tasks: dict[str, TaskID] = {}
+        self._last = ""
+
+    def say(self, text: str) -> None:
+        if text != self._last:
+            self._shown.console.print(text, soft_wrap=True)
+        self._last = text
+
+    def progress(self, name: str, done: int, total: int | None) -> None:
+        if name not in self._tasks:
+            for task in self._tasks.values():
+                self._shown.update(task, visible=False)
+            self._tasks[name] = self._shown.add_task(name, total=total, completed=done)
+        self._shown.update(self._tasks[name], completed=done, total=total)
 
 
-def _once_each() -> Callable[[str], None]:
-    """Prints a line unless it is the last one again."""
-    last = ""
+class Lines:
+    """A `FetchView` for logs: for each file a line when it begins to come, one now and then, and one at its end."""
 
-    def say(text: str) -> None:
-        nonlocal last
-        if text != last:
-            click.echo(text, err=True)
-        last = text
+    def __init__(self, write: Callable[[str], None], now: Callable[[], float] = time.monotonic) -> None:
+        self._write = write
+        self._now = now
+        self._last = ""
+        self._name = ""
+        self._told: tuple[float, int] = (0.0, 0)
+        """When the latest line about the file was written, and how many bytes were there then."""
 
-    return say
+    def say(self, text: str) -> None:
+        if text != self._last:
+            self._write(text)
+        self._last = text
+
+    def progress(self, name: str, done: int, total: int | None) -> None:
+        at, before = self._told
+        now = self._now()
+        if name != self._name or done < before:
+            self._name = name
+            self.say(f"{name}: " + (f"{_size(total)} in all" if total is not None else "its size is not told"))
+        elif done == total:
+            self.say(f"{name}: all of it is there")
+        elif now - at < LINE_SECONDS:
+            return
+        else:
+            rate = (done - before) / max(now - at, 1e-9)
+            text = f"{name}: {_size(done)}" + (f" of {_size(total)}" if total is not None else "")
+            text += f", {rate / MEGABYTE:.1f} MB/s"
+            if total is not None and rate > 0:
+                text += f", {_span((total - done) / rate)} to go"
+            self.say(text)
+        self._told = now, done
 
 
-def _report(say: Callable[[str], None]) -> Callable[..., None]:
-    def report(detail: str, fraction: float | None = None) -> None:  # noqa: ARG001  (a `Report`)
-        say(detail)
-
-    return report
+def _size(count: int) -> str:
+    return f"{count / MEGABYTE:.0f} MB" if count >= MEGABYTE else f"{count} bytes"
 
 
-def _percent(say: Callable[[str], None]) -> Callable[[str, int, int | None], None]:
-    def progress(name: str, done: int, total: int | None) -> None:
-        say(f"{name}: {10 * (10 * done // total)} %" if total else f"{name}: {done >> 26 << 6} MB")
-
-    return progress
+def _span(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"

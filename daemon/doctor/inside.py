@@ -36,7 +36,7 @@ def main() -> None:
     imported = [name for name in request["modules"] if _import(name, say)]
     if len(imported) == len(request["modules"]):
         say(step="asking the backend what it needs")
-        say(problems=_requirements(request["backend"], request["stage"], request["options"]))
+        say(problems=_problems(request["backend"], request["stage"], request["options"]))
     say(versions=_versions([*request["modules"], *request["packages"]]))
     if request["cuda"]:
         say(step="loading libcuda.so.1")
@@ -62,18 +62,16 @@ def _import(name: str, say: Say) -> bool:
     return True
 
 
-def _requirements(backend: str, stage: str, options: Mapping[str, Any]) -> list[dict[str, str]]:
+def _problems(backend: str, stage: str, options: Mapping[str, Any]) -> list[dict[str, str]]:
     """What the backend itself finds lacking for a stage, where it can say so: packages, weights, device."""
-    package = backend if "." in backend else f"stages.backends.{backend}"
-    if importlib.util.find_spec(package) is None or not hasattr(importlib.import_module(package), "__path__"):
-        return []
-    if importlib.util.find_spec(f"{package}.requirements") is None:
-        return []
-    requirements = importlib.import_module(f"{package}.requirements")
-    if stage not in getattr(requirements, "PACKAGES", {}):
-        return []
-    chosen = importlib.import_module(f"{package}.options").Options.from_mapping(options)
-    return [{"what": problem.what, "way": problem.way} for problem in requirements.problems(stage, chosen)]
+    from stages.protocols import ConfigurationError, find_backend
+
+    try:
+        found = find_backend(backend).problems(stage, options)
+    except ConfigurationError as error:
+        way = "correct stages.backend and [stages.options]; `poseward config show` says where they are set"
+        return [{"what": str(error), "way": way, "about": "option"}]
+    return [{"what": problem.what, "way": problem.way, "about": problem.about} for problem in found]
 
 
 def _versions(modules: Sequence[str]) -> dict[str, str]:

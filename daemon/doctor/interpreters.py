@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import json
 import os
 import re
@@ -29,8 +28,8 @@ CHECK_SECONDS = START_SECONDS + IMPORT_SECONDS + 15.0
 BASE = {"decode": ("zmq", "msgpack", "numpy", "av", "cv2"), "track": ("zmq", "msgpack", "numpy")}
 """What every stage's own modules import (`stages.decode`, `stages.worker`, `stages.track`): asked for one by one, so
 that all that is missing is named at once."""
-TOLD_ELSEWHERE = ("no file ", "/", "device = ")
-"""How those of a backend's complaints begin that the checks of the models and of the GPU tell, once for all stages."""
+TOLD_ELSEWHERE = ("file", "device")
+"""What those of a backend's complaints are about that the checks of the models and of the GPU tell."""
 _VERSION = "import sys; sys.stdout.write('%d.%d.%d' % sys.version_info[:3])"
 
 
@@ -47,7 +46,7 @@ class Interpreter:
     failed: list[dict[str, Any]] = field(default_factory=list)
     """Imports that failed: ``{failed, missing, error}``."""
     problems: list[dict[str, str]] = field(default_factory=list)
-    """What the backend itself finds lacking: ``{what, way}``."""
+    """What the backend itself finds lacking: ``{what, way, about}``."""
     versions: dict[str, str] = field(default_factory=dict)
     libcuda: str | None = None
     """None: not asked; empty: found; else the dynamic linker's complaint."""
@@ -105,11 +104,11 @@ def _ask_inside(context: Context, found: Interpreter, path: str, environ: Mappin
     stages = context.loaded.settings.stages
     stage, settings = found.stage, stages.stage(found.stage)
     try:
-        preload = find_backend(stages.backend).preload.get(stage, ())
-        packages = _packages(stages.backend, stage)
+        backend = find_backend(stages.backend)
     except ConfigurationError as missing:
         found.problem, found.way_out = str(missing), "set stages.backend to one of those"
         return
+    preload, packages = backend.preload.get(stage, ()), backend.packages.get(stage, ())
     cuda = settings.device.startswith("cuda")
     request = {
         "stage": stage,
@@ -186,16 +185,6 @@ def _run(command: list[str], environ: Mapping[str, str], seconds: float) -> _Don
     return _Done(text, "")
 
 
-def _packages(backend: str, stage: str) -> list[str]:
-    """The packages that the backend names for a stage, where it has such a list; empty where it has none."""
-    package = backend if "." in backend else f"stages.backends.{backend}"
-    try:
-        requirements = importlib.import_module(f"{package}.requirements")
-    except ImportError:
-        return []
-    return list(getattr(requirements, "PACKAGES", {}).get(stage, ()))
-
-
 def check_interpreter(context: Context, check: str) -> Iterator[Finding]:
     """One stage's interpreter; the stage is the check's name after the dot."""
     stage = check.partition(".")[2]
@@ -226,7 +215,7 @@ def check_interpreter(context: Context, check: str) -> Iterator[Finding]:
             )
     lacking: dict[str, list[str]] = {}
     for problem in found.problems:
-        if not problem["what"].startswith(TOLD_ELSEWHERE):
+        if problem["about"] not in TOLD_ELSEWHERE:
             lacking.setdefault(problem["way"], []).append(problem["what"])
     for way, whats in lacking.items():
         broken = True

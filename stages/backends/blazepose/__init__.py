@@ -5,10 +5,11 @@ Importing this package imports none of that: the factories do, in the process th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from stages.protocols import Backend, BodyModel, Detector, MeshRegressor, Report, Tracker
+from stages.protocols import Backend, BodyModel, Detector, FetchView, MeshRegressor, ModelFile, Report, Tracker
 from stages.records import Header
 
 NAME = "blazepose"
@@ -45,6 +46,24 @@ def _body(options: Mapping[str, Any]) -> BodyModel:
     return load_body({"smpl_model": Options.from_mapping(options).smpl_model})
 
 
+def _files(options: Mapping[str, Any], *, thorough: bool) -> Sequence[ModelFile]:
+    del thorough  # the files are small: their content is always checked
+    from stages.backends.blazepose import models
+
+    return [models.look(file, str(options.get("cache", ""))) for file in models.FILES]
+
+
+def _fetch(options: Mapping[str, Any], view: FetchView, source: str = "") -> None:
+    """``source`` is the wheel that has the files, as a path."""
+    from stages.backends.blazepose import models
+
+    def report(detail: str, fraction: float | None = None) -> None:
+        del fraction
+        view.say(detail)
+
+    models.fetch(report, str(options.get("cache", "")), Path(source).expanduser() if source else None)
+
+
 BACKEND = Backend(
     name=NAME,
     detector=_detector,
@@ -59,4 +78,6 @@ BACKEND = Backend(
         "mesh": ("numpy", "cv2", "msgpack", "ai_edge_litert.interpreter", "stages.backends.blazepose.landmarks"),
         "track": ("numpy", "msgpack", "scipy.optimize", "stages.backends.blazepose.tracker"),
     },
+    files=_files,
+    fetch=_fetch,
 )

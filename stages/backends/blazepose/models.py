@@ -13,14 +13,15 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import platformdirs
 
-from stages.protocols import ConfigurationError, Report
+from stages import protocols
+from stages.protocols import ConfigurationError, Problem, Report
 
 REQUIREMENT = "mediapipe==0.10.21"
 """The last release whose wheels contain the files."""
@@ -74,22 +75,36 @@ def locate(file: ModelFile, cache: str = "") -> Path:
     Raises:
         ConfigurationError: it is missing, unreadable or not what it should be; says how to fetch it.
     """
+    found = look(file, cache)
+    if found.problem is not None:
+        raise ConfigurationError(f"{found.problem.what}: {found.problem.way}")
+    return found.path
+
+
+def look(file: ModelFile, cache: str = "") -> protocols.ModelFile:
+    """``file`` as it is in the cache, by its whole content."""
     path = cache_folder(cache) / file.name
+    whole = f"{path} is whole ({file.size} bytes, SHA-256 as published)"
+    return protocols.ModelFile(path, whole, _problem(file, path))
+
+
+def _problem(file: ModelFile, path: Path) -> Problem | None:
     try:
-        actual = _sha256(path)
-    except FileNotFoundError as error:
-        raise ConfigurationError(
-            f"model file {path} is missing: run `{FETCH_COMMAND}` once while online, or "
-            f"`{FETCH_COMMAND} --wheel FILE` with the wheel of {REQUIREMENT}"
-        ) from error
+        size, actual = path.stat().st_size, _sha256(path)
+    except FileNotFoundError:
+        way = f"`{FETCH_COMMAND}` once while online, or `{FETCH_COMMAND} --wheel FILE` with the wheel of {REQUIREMENT}"
+        return Problem(f"model file {path} is missing", f"run {way}", "file")
     except OSError as error:
-        raise ConfigurationError(f"model file {path} cannot be read: {error}") from error
-    if actual != file.sha256:
-        raise ConfigurationError(
-            f"model file {path} is damaged (SHA-256 {actual[:12]}…, expected {file.sha256[:12]}…): "
-            f"run `{FETCH_COMMAND}`, which replaces it"
-        )
-    return path
+        way = f"make it readable, or remove it and run `{FETCH_COMMAND}`"
+        return Problem(f"model file {path} cannot be read ({error.strerror})", way, "file")
+    if actual == file.sha256:
+        return None
+    sizes = f"{size} of {file.size} bytes; " if size != file.size else ""
+    return Problem(
+        f"model file {path} is damaged ({sizes}SHA-256 {actual[:12]}…, expected {file.sha256[:12]}…)",
+        f"run `{FETCH_COMMAND}`, which replaces it",
+        "file",
+    )
 
 
 def fetch(
@@ -237,15 +252,3 @@ def _locked(path: Path, report: Report) -> Iterator[None]:
             report("waiting for another fetch of the models", None)
             fcntl.flock(handle, fcntl.LOCK_EX)
         yield
-
-
-def status(cache: str = "") -> Mapping[str, str]:
-    """Each file's name and ``"ready"``, or why it cannot be used: for ``poseward doctor``."""
-    found = {}
-    for file in FILES:
-        try:
-            locate(file, cache)
-            found[file.name] = "ready"
-        except ConfigurationError as error:
-            found[file.name] = str(error)
-    return found

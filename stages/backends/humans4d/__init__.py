@@ -6,11 +6,22 @@ process that needs them, after `requirements.check` has named in seconds whateve
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stages.protocols import Backend, BodyModel, Detector, MeshRegressor, Report, Tracker
+from stages.backends.humans4d.requirements import PACKAGES
+from stages.protocols import (
+    Backend,
+    BodyModel,
+    Detector,
+    FetchView,
+    MeshRegressor,
+    ModelFile,
+    Problem,
+    Report,
+    Tracker,
+)
 from stages.records import Header
 
 NAME = "humans4d"
@@ -72,6 +83,27 @@ def _tracks(results: Path, folder: Path) -> Path:
     return folder / "tracks.pkl"
 
 
+def _problems(stage: str, options: Mapping[str, Any]) -> Sequence[Problem]:
+    from stages.backends.humans4d.options import Options
+    from stages.backends.humans4d.requirements import problems
+
+    return problems(stage, Options.from_mapping(options)) if stage in PACKAGES else ()
+
+
+def _files(options: Mapping[str, Any], *, thorough: bool) -> Sequence[ModelFile]:
+    from stages.backends.humans4d.models import look
+    from stages.backends.humans4d.options import Options
+
+    return look(Options.from_mapping(options), thorough=thorough)
+
+
+def _fetch(options: Mapping[str, Any], view: FetchView, source: str = "") -> None:
+    from stages.backends.humans4d.models import fetch
+    from stages.backends.humans4d.options import Options
+
+    fetch(Options.from_mapping(options), view, source)
+
+
 BACKEND = Backend(
     name=NAME,
     detector=_detector,
@@ -83,4 +115,8 @@ BACKEND = Backend(
     # promised to survive a fork, so only the plain packages are imported beforehand.
     preload={"detect": ("numpy", "cv2"), "mesh": ("numpy", "cv2"), "track": ("numpy",)},
     exports={"tracks": _tracks},
+    packages=PACKAGES,
+    problems=_problems,
+    files=_files,
+    fetch=_fetch,
 )

@@ -1,47 +1,30 @@
 """Fetches the weights that may be fetched: ``poseward models fetch humans4d``.
 
-Downloads resume where they broke off, are checked where a checksum is known, and are renamed into place only when
-whole, so that no half file ever passes for a model. SMPL is never fetched: its licence asks for registration.
+Downloads resume where they broke off, are checked as far as anything is known of the file, and are renamed into place
+only when whole, so that no half file ever passes for a model. SMPL is never fetched: its licence asks for registration.
 """
 
 from __future__ import annotations
 
+import errno
+import gzip
 import hashlib
-import http.client
 import shutil
 import tarfile
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterable, Sequence
+import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from urllib.parse import quote, urlsplit
 
+from stages.backends.download import BLOCK, MEGABYTE, FetchError, Patience, RefusedError, download, lock, part_of
 from stages.backends.humans4d.options import Options
-from stages.backends.humans4d.requirements import file_problem
-from stages.backends.humans4d.weights import FILES, SMPL_WAY, WeightFile
+from stages.backends.humans4d.requirements import content_problem, file_problem
+from stages.backends.humans4d.weights import FILES, WeightFile
+from stages.protocols import ConfigurationError, FetchView, ModelFile, Problem
 
-_BLOCK = 1 << 20
-_TIMEOUT = 60.0
-"""Seconds without a byte after which a connection counts as dead."""
-_ATTEMPTS = 5
-
-Progress = Callable[[str, int, int | None], None]
-"""Told the name of a file, the bytes that are there and how many there will be, or None where unknown."""
-
-
-class FetchError(Exception):
-    """A download failed for good; says which, why, and what to do."""
-
-
-class Opener(Protocol):
-    """Opens a URL from a byte on, as ``urllib.request.urlopen`` does a request."""
-
-    def __call__(self, request: urllib.request.Request, timeout: float) -> Any: ...
-
-
-def _open(request: urllib.request.Request, timeout: float) -> Any:
-    return urllib.request.urlopen(request, timeout=timeout)
+ARCHIVES = ".cache/4DHumans"
+"""Where upstream keeps the archive, relative to the home folder; its own fetch looks for nothing else."""
 
 
 @dataclass(frozen=True)
@@ -58,158 +41,255 @@ class Plan:
         return tuple(dict.fromkeys(file.licence for file in (*self.to_fetch, *self.user)))
 
 
-def plan(options: Options, detectors: Sequence[str] = ()) -> Plan:
-    """What is missing of the chosen detector's files (or of all ``detectors`` named)."""
-    wanted = ("", *(detectors or (options.detector,)))
-    files = [file for file in FILES if file.detector in wanted]
-    bad = [file for file in files if file_problem(file, options.path(file.option)) is not None]
+def plan(options: Options, files: Sequence[WeightFile] = FILES) -> Plan:
+    """What is missing of the chosen detector's files."""
+    chosen = [file for file in files if file.detector in ("", options.detector)]
+    bad = [file for file in chosen if file_problem(file, options.path(file.option)) is not None]
     return Plan(
-        there=tuple(file for file in files if file not in bad),
+        there=tuple(file for file in chosen if file not in bad),
         to_fetch=tuple(file for file in bad if file.url is not None),
         user=tuple(file for file in bad if file.url is None),
     )
 
 
+def look(options: Options, *, thorough: bool, files: Sequence[WeightFile] = FILES) -> list[ModelFile]:
+    """The files of `plan`, those that are there first; ``thorough`` also reads what has a checksum, gigabytes."""
+    found = plan(options, files)
+    return [
+        _look(file, options.path(file.option), thorough) for file in (*found.there, *found.to_fetch, *found.user)
+    ]
+
+
+def _look(file: WeightFile, path: Path, thorough: bool) -> ModelFile:
+    problem = file_problem(file, path)
+    how = "its end is there" if thorough or not file.sha256_begins else "its end is there, checksum not looked at"
+    if problem is None and thorough and file.sha256_begins:
+        digest = _sha256(path)
+        how = f"SHA-256 begins {file.sha256_begins} as published"
+        if not digest.startswith(file.sha256_begins):
+            problem = Problem(
+                f"{path} has SHA-256 {digest[:12]}…, its publisher says {file.sha256_begins}…: damaged, or another",
+                f"rm '{path}' && poseward models fetch humans4d",
+                "file",
+            )
+    size = path.stat().st_size if problem is None else 0
+    return ModelFile(path, f"{path}: {size >> 10} KB, {how}", problem, file.licence, file.url is not None)
+
+
 def fetch(
     options: Options,
-    say: Callable[[str], None],
-    progress: Progress,
+    view: FetchView,
+    source: str = "",
     *,
-    detectors: Sequence[str] = (),
-    opener: Opener = _open,
-) -> list[Path]:
-    """Fetch everything that is missing; returns the files that only the user can supply and that are missing.
+    files: Sequence[WeightFile] = FILES,
+    patience: Patience | None = None,
+) -> None:
+    """Fetch everything that is missing and may be fetched. A file that a server does not have keeps none of the
+    others from coming.
+
+    Args:
+        options: Which detector, and where the files belong.
+        view: Told what happens.
+        source: A folder, or an address (http, https, file), that has the files under their publishers' names, such as
+            ``hmr2_data.tar.gz``: taken instead of the publishers' servers.
+        files: What there is.
+        patience: With the servers.
 
     Raises:
-        FetchError: a download failed, or what came has another checksum.
+        FetchError: a download failed, or what came is not what it should be; what has come is kept.
+        ConfigurationError: ``source`` is neither a folder nor an address.
     """
-    todo = plan(options, detectors)
+    mirror = _mirror(source)
+    todo = plan(options, files)
     for licence in todo.licences:
-        say(licence)
+        view.say(licence)
     archives: dict[str, list[WeightFile]] = {}
+    refused = []
     for file in todo.to_fetch:
         assert file.url is not None
+        _keep_the_users(file, options.path(file.option))
         if file.member:
             archives.setdefault(file.url, []).append(file)
-        else:
-            target = options.path(file.option)
-            download(file.url, target, progress, sha256_begins=file.sha256_begins, opener=opener)
-            _check(file, target)
+            continue
+        try:
+            _fetch(file, options.path(file.option), _address(file.url, mirror), view, patience)
+        except RefusedError as error:
+            refused.append(str(error))
     for url, members in archives.items():
-        archive = Path.home() / ".cache/4DHumans" / url.rsplit("/", 1)[-1]
-        # Upstream takes an archive that is there for one that is whole; unpacking will tell.
-        if not archive.is_file():
-            download(url, archive, progress, opener=opener)
-        _unpack(archive, [(file.member, options.path(file.option)) for file in members], say)
-        for file in members:
-            _check(file, options.path(file.option))
-    for file in todo.user:
-        say(f"{options.path(file.option)} is missing: {SMPL_WAY}")
-    return [options.path(file.option) for file in todo.user]
+        wanted = {file: options.path(file.option) for file in members}
+        try:
+            _fetch_archive(_address(url, mirror), Path.home() / ARCHIVES / _name(url), wanted, view, patience)
+        except RefusedError as error:
+            refused.append(str(error))
+    if refused:
+        raise FetchError("\n".join(refused))
 
 
-def download(
-    url: str,
-    target: Path,
-    progress: Progress,
-    *,
-    sha256_begins: str = "",
-    opener: Opener = _open,
+def _mirror(source: str) -> str:
+    if not source:
+        return ""
+    if Path(source).expanduser().is_dir():
+        return Path(source).expanduser().resolve().as_uri()
+    if urlsplit(source).scheme not in ("http", "https", "file"):
+        raise ConfigurationError(
+            f"{source} is no folder and no address (http://…, https://…): it has to hold the files under their "
+            f"publishers' names, such as {_name(next(file.url for file in FILES if file.url))}"
+        )
+    return source.rstrip("/")
+
+
+def _address(url: str, mirror: str) -> str:
+    return f"{mirror}/{quote(_name(url))}" if mirror else url
+
+
+def _name(url: str) -> str:
+    return url.rsplit("/", 1)[-1]
+
+
+def _keep_the_users(file: WeightFile, path: Path) -> None:
+    """Never replace a file that the user has put to a place of his own."""
+    if path.exists() and path != Path.home() / file.default:
+        raise FetchError(
+            f"{file_problem(file, path)}: option {file.option} names it, so it is yours: move it away first"
+        )
+
+
+def _fetch(file: WeightFile, target: Path, url: str, view: FetchView, patience: Patience | None) -> None:
+    # What is known of upstream's file is known of its copies too.
+    least = file.at_least
+
+    def check(part: Path) -> str:
+        if part.stat().st_size >= 100 * MEGABYTE:
+            view.say(f"{target.name}: checking it")
+        if problem := content_problem(part, target.suffix, least):
+            return problem
+        digest = _sha256(part) if file.sha256_begins else ""
+        if digest.startswith(file.sha256_begins):
+            return ""
+        return f"SHA-256 {digest} does not begin with {file.sha256_begins}"
+
+    download(
+        url,
+        target,
+        view,
+        at_least=least,
+        check=check,
+        done=lambda: file_problem(file, target) is None,
+        patience=patience,
+    )
+
+
+class _DamagedError(Exception):
+    def __init__(self, why: str, cut: bool) -> None:
+        super().__init__(why)
+        self.cut = cut
+        """Only its end is missing."""
+
+
+def _fetch_archive(
+    url: str, archive: Path, members: Mapping[WeightFile, Path], view: FetchView, patience: Patience | None
 ) -> None:
-    """Download ``url`` to ``target``, going on where an earlier try ended.
+    ours = not archive.is_file()
+    if ours:
+        least = sum(file.at_least for file in members) // 2  # weights hardly shrink when they are packed
+        download(url, archive, view, at_least=least, patience=patience)
+    try:
+        _unpack(archive, members, view)
+    except _DamagedError as error:
+        if ours:
+            archive.unlink(missing_ok=True)
+            raise FetchError(f"{url}: what came cannot be unpacked ({error}); removed, run it again") from error
+        if not error.cut or part_of(archive).exists():
+            raise FetchError(f"{archive} cannot be unpacked ({error}): remove it, and run it again") from error
+        # Upstream downloads to the name itself, and takes what is there for whole: what a break left is a part.
+        view.say(f"{archive}: its end is missing, the rest is fetched")
+        archive.rename(part_of(archive))
+        _fetch_archive(url, archive, members, view, patience)
+
+
+def _unpack(archive: Path, members: Mapping[WeightFile, Path], view: FetchView) -> None:
+    """Unpack what is missing of the named members only, each to where it belongs, whatever other paths the archive
+    holds; nothing gets its name before the archive's own checksum has been reached.
 
     Raises:
-        FetchError: the server fails again and again, or the checksum is another one.
+        _DamagedError: the archive is cut off, or its content is not what was packed.
+        FetchError: it lacks a member, or the disk is full.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(target.name + ".part")
-    failure = ""
-    for _ in range(_ATTEMPTS):
+    parts: dict[Path, Path] = {}
+    with archive.open("rb") as file:
+        lock(file, lambda: view.say(f"{archive.name}: another fetch unpacks it; waiting for that"))
+        wanted = {
+            member.member: (member, target)
+            for member, target in members.items()
+            if file_problem(member, target) is not None
+        }
         try:
-            if _continue(url, partial, progress, opener):
-                break
-            failure = "the connection ended early"
-        except urllib.error.HTTPError as error:
-            if 400 <= error.code < 500:
-                raise FetchError(
-                    f"{url}: the server answers {error.code} {error.reason}; if it has moved, put the "
-                    f"file at {target}"
-                ) from error
-            failure = f"the server answers {error.code}"
-        except (OSError, http.client.HTTPException) as error:
-            failure = str(error)
-    else:
-        raise FetchError(
-            f"{url}: {failure}; {partial.stat().st_size if partial.exists() else 0} bytes are kept, run it again to "
-            "go on from there"
-        )
-    found = _sha256(partial) if sha256_begins else ""
-    if not found.startswith(sha256_begins):
-        partial.unlink()
-        raise FetchError(f"{url}: SHA-256 {found} does not begin with {sha256_begins}; removed, run it again")
-    partial.replace(target)
+            if wanted:
+                with gzip.open(file) as stream, tarfile.open(fileobj=stream, mode="r:") as content:
+                    for entry in content:
+                        name = entry.name.removeprefix("./")
+                        if name in wanted and entry.isfile():
+                            _, target = wanted[name]
+                            view.say(f"unpacking {target}")
+                            parts[target] = _write(content, entry, target)
+                            del wanted[name]
+                    while stream.read(BLOCK):
+                        pass
+        except (tarfile.TarError, zlib.error, gzip.BadGzipFile, EOFError) as error:
+            _remove(parts)
+            # tarfile tells a missing end by its words only.
+            cut = isinstance(error, EOFError) or "unexpected end of data" in str(error)
+            raise _DamagedError(str(error), cut) from error
+        except BaseException:
+            _remove(parts)
+            raise
+        if wanted:
+            _remove(parts)
+            raise FetchError(f"{archive} has no {next(iter(wanted))}: its layout has changed; unpack it by hand")
+        for target, part in parts.items():
+            part.replace(target)
+    for member, target in members.items():
+        if problem := file_problem(member, target):
+            raise FetchError(str(problem))
 
 
-def _continue(url: str, partial: Path, progress: Progress, opener: Opener) -> bool:
-    """One try; whether the file is whole now."""
-    have = partial.stat().st_size if partial.exists() else 0
-    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+def _write(content: tarfile.TarFile, entry: tarfile.TarInfo, target: Path) -> Path:
+    source = content.extractfile(entry)
+    assert source is not None  # of a regular file
+    part = part_of(target)
     try:
-        response = opener(request, timeout=_TIMEOUT)
-    except urllib.error.HTTPError as error:
-        # Nothing is left after what we have: either whole already, or longer than the server's file.
-        if error.code == 416 and error.headers.get("Content-Range") == f"bytes */{have}":
-            return True
-        if error.code == 416:
-            partial.unlink()
-            return False
+        target.parent.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(target.parent).free
+        if entry.size > free:
+            raise OSError(errno.ENOSPC, f"{entry.size >> 20} MB are needed, {free >> 20} MB are free")
+        file = part.open("wb")
+    except OSError as error:
+        raise FetchError(_unwritable(target, error)) from error
+    try:
+        with source, file:
+            while block := source.read(BLOCK):
+                try:
+                    file.write(block)
+                except OSError as error:
+                    raise FetchError(_unwritable(target, error)) from error
+    except BaseException:
+        part.unlink(missing_ok=True)
         raise
-    with response:
-        # A server that ignores Range sends everything from the start.
-        if have and response.status != 206:
-            have = 0
-        length = response.headers.get("Content-Length")
-        total = have + int(length) if length is not None else None
-        with partial.open("ab" if have else "wb") as file:
-            while block := response.read(_BLOCK):
-                file.write(block)
-                have += len(block)
-                progress(partial.name.removesuffix(".part"), have, total)
-    return total is None or have == total
+    return part
 
 
-def _check(file: WeightFile, path: Path) -> None:
-    problem = file_problem(file, path)
-    if problem is not None:
-        raise FetchError(str(problem))
+def _unwritable(target: Path, error: OSError) -> str:
+    return f"{target} cannot be written: {error.strerror}; make room, or correct the folder's rights, and run it again"
+
+
+def _remove(parts: Mapping[Path, Path]) -> None:
+    for part in parts.values():
+        part.unlink(missing_ok=True)
 
 
 def _sha256(path: Path) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(_BLOCK):
+        while block := file.read(BLOCK):
             digest.update(block)
     return digest.hexdigest()
-
-
-def _unpack(archive: Path, members: Iterable[tuple[str, Path]], say: Callable[[str], None]) -> None:
-    """Unpack the named members only, each to where it belongs, whatever other paths the archive holds."""
-    wanted = dict(members)
-    try:
-        with tarfile.open(archive) as content:
-            for entry in content:
-                target = wanted.get(entry.name.removeprefix("./"))
-                source = content.extractfile(entry) if target is not None else None
-                if target is None or source is None:
-                    continue
-                say(f"unpacking {target}")
-                target.parent.mkdir(parents=True, exist_ok=True)
-                partial = target.with_name(target.name + ".part")
-                with source, partial.open("wb") as file:
-                    shutil.copyfileobj(source, file, _BLOCK)
-                partial.replace(target)
-                del wanted[entry.name.removeprefix("./")]
-    except (tarfile.TarError, EOFError, OSError) as error:
-        raise FetchError(f"{archive} cannot be unpacked ({error}): remove it and run it again") from error
-    if wanted:
-        raise FetchError(f"{archive} has no {next(iter(wanted))}: its layout has changed; unpack it by hand")

@@ -8,13 +8,13 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import pickle
+import sys
 import zipfile
-from dataclasses import dataclass
 from pathlib import Path
 
 from stages.backends.humans4d.options import Options
-from stages.backends.humans4d.weights import FETCH_WAY, SMPL_WAY, Stage, WeightFile, files_of
-from stages.protocols import ConfigurationError
+from stages.backends.humans4d.weights import FETCH_WAY, SMPL_WAY, WeightFile, files_of
+from stages.protocols import ConfigurationError, Problem
 
 HMR2_COMMIT = "6ec79656a23c33237c724742ca2a0ec00b398b53"
 PHALP_COMMIT = "96f7e6c09fb858ec3f597d59246c151ab4394bc3"
@@ -37,7 +37,7 @@ SOURCES: dict[str, str] = {
     "pkg_resources": "pip install 'setuptools<81' (detectron2 still imports pkg_resources)",
 }
 
-PACKAGES: dict[Stage, tuple[str, ...]] = {
+PACKAGES: dict[str, tuple[str, ...]] = {
     "detect": ("torch", "torchvision", "detectron2", "PIL", "pycocotools", "fvcore", "iopath", "omegaconf", "hydra",
                "cloudpickle", "yacs", "termcolor", "tabulate", "matplotlib", "tqdm", "pkg_resources"),
     "mesh": ("torch", "torchvision", "hmr2", "phalp", "pytorch_lightning", "yacs", "einops", "timm", "smplx", "scipy",
@@ -46,25 +46,14 @@ PACKAGES: dict[Stage, tuple[str, ...]] = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Problem:
-    """One thing that is missing: ``what`` it is and the ``way`` out."""
-
-    what: str
-    way: str
-
-    def __str__(self) -> str:
-        return f"{self.what}; {self.way}"
-
-
-def check(stage: Stage, options: Options) -> None:
+def check(stage: str, options: Options) -> None:
     """Raise `ConfigurationError` naming everything that ``stage`` lacks; returns when nothing is lacking."""
     found = problems(stage, options)
     if found:
         raise ConfigurationError(f"backend humans4d, {stage}: " + "\n  ".join(str(p) for p in found))
 
 
-def problems(stage: Stage, options: Options) -> list[Problem]:
+def problems(stage: str, options: Options) -> list[Problem]:
     """Everything that ``stage`` lacks: packages, weights, device. Imports torch only if all packages are there and
     the device is CUDA."""
     found = [p for name in PACKAGES[stage] if (p := _package(name)) is not None]
@@ -77,7 +66,7 @@ def problems(stage: Stage, options: Options) -> list[Problem]:
     return found
 
 
-def _precision(stage: Stage, options: Options) -> list[Problem]:
+def _precision(stage: str, options: Options) -> list[Problem]:
     """The tracker has no backbone, so that a profile for the GPU is no error where it alone stays on the CPU."""
     if stage == "track" or options.device != "cpu" or options.dtype != "fp16":
         return []
@@ -86,6 +75,7 @@ def _precision(stage: Stage, options: Options) -> list[Problem]:
         Problem(
             f"dtype fp16{profile} is for CUDA devices, and {stage} runs on the CPU",
             f'set stages.{stage}.device = "cuda", or dtype = "bf16" or "fp32"',
+            "option",
         )
     ]
 
@@ -102,8 +92,6 @@ def _package(name: str) -> Problem | None:
 
 
 def _interpreter() -> str:
-    import sys
-
     return sys.executable or "this interpreter"
 
 
@@ -133,12 +121,13 @@ def _device(options: Options) -> list[Problem]:
         why = (
             "this torch is built without CUDA" if build is None else f"torch (CUDA {build}) sees no GPU or driver"
         )
-        return [Problem(f"device = {options.device!r}, but {why}", way)]
+        return [Problem(f"device = {options.device!r}, but {why}", way, "device")]
     index = int(options.device.partition(":")[2] or 0)
     if index >= torch.cuda.device_count():
-        return [Problem(f"device = {options.device!r}, but there are {torch.cuda.device_count()} GPUs", way)]
+        count = torch.cuda.device_count()
+        return [Problem(f"device = {options.device!r}, but there are {count} GPUs", way, "device")]
     if options.dtype == "bf16" and not torch.cuda.is_bf16_supported():
-        return [Problem("dtype = 'bf16', which this GPU lacks", 'set dtype = "fp16"')]
+        return [Problem("dtype = 'bf16', which this GPU lacks", 'set dtype = "fp16"', "option")]
     return []
 
 
@@ -152,29 +141,31 @@ def file_problem(file: WeightFile, path: Path) -> Problem | None:
     if not path.is_file():
         partial = path.with_name(path.name + ".part")
         begun = f" ({partial.stat().st_size >> 20} MB of it were downloaded before)" if partial.is_file() else ""
-        return Problem(f"no file {path}{begun}", way)
-    size = path.stat().st_size
+        return Problem(f"no file {path}{begun}", way, "file")
     # A file that the user names may be another one than upstream's; the size is known for upstream's only.
     least = file.at_least if path == Path.home() / file.default else 1
+    try:
+        wrong = content_problem(path, path.suffix, least)
+    except OSError as error:
+        return Problem(f"{path} cannot be read: {error.strerror}", "give this user the right to read it", "file")
+    return Problem(f"{path} {wrong}", f"remove it; {way}", "file") if wrong else None
+
+
+def content_problem(path: Path, suffix: str, least: int) -> str:
+    """What is wrong with the content of a file that is to end in ``suffix``; empty if nothing. Reads a few kilobytes.
+
+    Zip archives (torch, npz) have their directory at the end, pickles a stop mark: so a missing end shows.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    size = path.stat().st_size
     if size < least:
-        return Problem(
-            f"{path} has {size} bytes, at least {least} are expected: a download broke off",
-            f"remove it; {way}",
-        )
-    if not _whole(path):
-        return Problem(f"{path} is damaged: its end is missing", f"remove it; {way}")
-    return None
-
-
-def _whole(path: Path) -> bool:
-    """Whether a file's end is there, by its kind: zip archives (torch, npz) have their directory at the end, pickles
-    a stop mark. Reads a few kilobytes."""
+        return f"has {size} bytes, at least {least} are expected: a download broke off"
     with path.open("rb") as file:
         start = file.read(4)
         file.seek(-1, 2)
         last = file.read(1)
-    if start[:2] == b"PK":
-        return zipfile.is_zipfile(path)
-    if path.suffix == ".pkl" and start[:1] == pickle.PROTO:
-        return last == pickle.STOP
-    return True
+    cut = start[:2] == b"PK" and not zipfile.is_zipfile(path)
+    cut = cut or (suffix == ".pkl" and start[:1] == pickle.PROTO and last != pickle.STOP)
+    return "is damaged: its end is missing" if cut else ""

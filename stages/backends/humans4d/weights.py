@@ -91,6 +91,6 @@ FILES: tuple[WeightFile, ...] = (
 )  # fmt: skip
 
 
-def files_of(stage: Stage, detector: str) -> tuple[WeightFile, ...]:
+def files_of(stage: str, detector: str) -> tuple[WeightFile, ...]:
     """The files that a stage reads with the chosen detector."""
     return tuple(f for f in FILES if stage in f.stages and f.detector in ("", detector))
