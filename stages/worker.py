@@ -27,8 +27,11 @@ def main(link: Link, values: Mapping[str, Any]) -> None:
     config = StageConfig.from_map(values)
     options = {"threads": config.threads, **config.options}
 
+    loaded = False
+
     def report(detail: str, fraction: float | None = None) -> None:
-        link.phase("loading", detail, fraction)
+        if not loaded:
+            link.phase("loading", detail, fraction)
         link.progress()
 
     link.phase("loading", config.backend)
@@ -49,6 +52,7 @@ def main(link: Link, values: Mapping[str, Any]) -> None:
                 message.people = people if config.vertices else _without_vertices(people)
                 message.detections = None
 
+    loaded = True
     link.phase("warming", config.backend)
     receiver = config.receiver(link.context)
     if receiver is None:

@@ -16,7 +16,7 @@ import pytest
 from stages.backends.humans4d import devices, requirements, rle
 from stages.backends.humans4d.crops import widen
 from stages.backends.humans4d.options import Options
-from stages.protocols import ConfigurationError, find_backend
+from stages.protocols import ConfigurationError, Report, find_backend
 from stages.records import Detections, Frame
 
 LINUX, WSL = "Linux version 6.8.0-45-generic", "Linux version 5.15.167.4-microsoft-standard-WSL2"
@@ -142,7 +142,7 @@ def detector_of(tmp_path_factory: pytest.TempPathFactory) -> Any:
     detect = package("stages.backends.humans4d.detect")
     folder: Path = tmp_path_factory.mktemp("detectors")
 
-    def make(kind: str, **values: Any) -> Any:
+    def make(kind: str, report: Report = quiet, **values: Any) -> Any:
         try:
             config = detect.vitdet_config() if kind == "vitdet" else detect.regnety_config()
         except (ConfigurationError, RuntimeError) as error:
@@ -152,7 +152,7 @@ def detector_of(tmp_path_factory: pytest.TempPathFactory) -> Any:
         if not weights.exists():
             synthetic.write_detector(weights, config)
         options = Options.from_mapping({"detector": kind, **values})
-        return detect.PersonDetector.from_config(config, weights, options, quiet)
+        return detect.PersonDetector.from_config(config, weights, options, report)
 
     return make
 
@@ -199,6 +199,18 @@ def test_what_is_found_in_a_frame_does_not_depend_on_its_neighbours(detector_of:
     backwards = detector.detect(some[::-1])[::-1]
     for a, b, c in zip(together, alone, backwards, strict=True):
         assert same(a, b) and same(a, c)
+
+
+@pytest.mark.humans4d
+def test_a_pass_on_the_cpu_says_after_each_block_that_it_goes_on(detector_of: Any) -> None:
+    said: list[float | None] = []
+
+    def report(detail: str, fraction: float | None = None) -> None:
+        if detail == "detecting":
+            said.append(fraction)
+
+    detector_of("vitdet", report=report).detect(frames(2))
+    assert said == [0.5, 1.0, 0.5, 0.5, 1.0, 1.0]  # two blocks and then the pass, for either frame
 
 
 class OutOfMemoryError(RuntimeError):

@@ -57,3 +57,16 @@ def test_slow_work_is_not_a_hang_until_its_deadline(clip: Path, undisturbed: byt
     assert kind == "hung"
     assert "deadlines.working" in reason
     assert results_of(tmp_path) == undisturbed
+
+
+def test_a_batch_may_take_longer_than_the_deadline_if_its_backend_says_that_it_goes_on(tmp_path: Path) -> None:
+    """A large network on a CPU takes a minute for a frame; the deadline is one on silence, not on work."""
+    settings = replace(
+        IMPATIENT, backend="tests.slow_blocks", options={"seconds": 1.2}, detect=replace(FAST.detect, batch=6)
+    )
+    clip = write_squares(tmp_path / "short.mp4", 8)
+    with Run(settings) as run:
+        run.work(clip, tmp_path / "results")
+        done = run.finish()
+    assert isinstance(done, JobDone), run.story()
+    assert not done.outcome.restarts and not done.outcome.failed_frames

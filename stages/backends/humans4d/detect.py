@@ -37,9 +37,10 @@ class PersonDetector:
         model: in eval mode, on the device.
         resize: detectron2's augmentation that scales a frame.
         rgb: whether the model wants RGB rather than BGR.
+        report: called after each pass, and on the CPU, where one may take a minute, after each block of a ViT.
     """
 
-    def __init__(self, model: Any, resize: Any, rgb: bool, options: Options) -> None:
+    def __init__(self, model: Any, resize: Any, rgb: bool, options: Options, report: Report) -> None:
         self._torch = import_module("torch")
         self._structures = import_module("detectron2.modeling.postprocessing")
         self._transforms = import_module("detectron2.data.transforms")
@@ -47,6 +48,7 @@ class PersonDetector:
         self._resize = resize
         self._rgb = rgb
         self._options = options
+        self._report = report
         self._passes = devices.Passes(options.frames, "frames")
 
     @classmethod
@@ -77,7 +79,9 @@ class PersonDetector:
         augmentations = instantiate(config.dataloader.test.mapper.augmentations)
         resize = import_module("detectron2.data.transforms").AugmentationList(augmentations)
         rgb = config.dataloader.test.mapper.image_format == "RGB"
-        return cls(model, resize, rgb, options)
+        if options.device == "cpu" and not options.compile:
+            _report_blocks(model.backbone, report)
+        return cls(model, resize, rgb, options, report)
 
     def detect(self, frames: Sequence[Frame]) -> list[Detections]:
         """People in each frame, best first.
@@ -92,6 +96,7 @@ class PersonDetector:
             # Frames of another size (another job's) would pad the batch, and change what is found.
             alike = list(takewhile(partial(_same_size, rest[0]), rest))
             found += self._passes.run(partial(self._some, alike))
+            self._report("detecting", len(found) / len(frames))
         devices.trim(self._options)
         return found
 
@@ -149,6 +154,18 @@ class PersonDetector:
                 "index": large.astype(np.int64),
             },
         )
+
+
+def _report_blocks(backbone: Any, report: Report) -> None:
+    """Say after each block of a ViT that work goes on."""
+    blocks = getattr(getattr(backbone, "net", None), "blocks", ())
+    for number, block in enumerate(blocks, 1):
+        block.register_forward_hook(partial(_say_done, report, number / len(blocks)))
+
+
+def _say_done(report: Report, fraction: float, *_: Any) -> None:
+    """A forward hook, whose result, if it had one, would take the place of the block's."""
+    report("detecting", fraction)
 
 
 def _same_size(one: Frame, other: Frame) -> bool:

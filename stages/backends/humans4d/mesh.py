@@ -45,12 +45,15 @@ class _Person:
 class HmrRegressor:
     """`MeshRegressor` out of HMR2, the texture sampler and PHALP's autoencoder."""
 
-    def __init__(self, hmr2: Hmr2, texture: TextureSampler, encoder: Any, options: Options) -> None:
+    def __init__(
+        self, hmr2: Hmr2, texture: TextureSampler, encoder: Any, options: Options, report: Report
+    ) -> None:
         self._torch = import_module("torch")
         self._hmr2 = hmr2
         self._texture = texture
         self._encoder = encoder
         self._options = options
+        self._report = report
         self._passes = devices.Passes(options.crops, "crops")
 
     @classmethod
@@ -70,7 +73,7 @@ class HmrRegressor:
                 f"cannot read {options.texture_faces} or {options.texture_weights} ({error})"
             ) from error
         texture = TextureSampler(hmr2.faces, face_of, weight_of, options)
-        return cls(hmr2, texture, load_encoder(options, report), options)
+        return cls(hmr2, texture, load_encoder(options, report), options, report)
 
     def regress(self, frames: Sequence[Frame], detections: Sequence[Detections]) -> list[People]:
         """Meshes of everyone detected.
@@ -112,6 +115,7 @@ class HmrRegressor:
             part = self._passes.run(partial(self._pass, crops[start:], masks[start:]))
             parts.append(part)
             start += len(part["pose"])
+            self._report("meshing", start / len(crops))
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def _pass(self, crops: list[F32], masks: list[F32], size: int) -> dict[str, Any]:
