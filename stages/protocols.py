@@ -18,7 +18,11 @@ from stages.records import Detections, F32, Frame, FrameRecord, Header, People  
 
 
 class Report(Protocol):
-    """Told how far loading is: a short text and a fraction in [0, 1], or None where it is unknown."""
+    """Told how far loading is: a short text and a fraction in [0, 1], or None where it is unknown.
+
+    While a batch is worked on it may be called too, by what takes longer for one than ``deadlines.working`` on some
+    machines: each call says that work goes on.
+    """
 
     def __call__(self, detail: str, fraction: float | None = None) -> None: ...
 
