@@ -24,6 +24,19 @@ CORRUPT = b"\xc1 not a message"
 """What the fault injection ``corrupt`` sends instead of a message."""
 
 
+class Reporter:
+    """A backend's `stages.protocols.Report`: how far loading is, and afterwards that work goes on."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self.loading = True
+
+    def __call__(self, detail: str, fraction: float | None = None) -> None:
+        if self.loading:
+            self._link.phase("loading", detail, fraction)
+        self._link.progress()
+
+
 class StageLoop:
     """The sockets of one stage and its epoch.
 

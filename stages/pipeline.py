@@ -98,6 +98,7 @@ class Pipeline:
         else:
             self._queue.append(job)
         self._admit()
+        self._give_up()
 
     def cancel(self, job_id: str) -> None:
         """Forget a job, queued or in work; its work folder stays as it is, and can be submitted again."""
@@ -190,6 +191,16 @@ class Pipeline:
     def _fail(self, active: Active, error: str, message: str) -> None:
         self._drop(active)
         self._on_event(JobFailed(active.job.id, error, message, active.outcome()))
+
+    def _give_up(self) -> None:
+        """Fail all jobs, those submitted later too, while a stage cannot run: unless somebody is there who may `reset`
+        it."""
+        if self._patient or not (self._active or self._queue):
+            return
+        for name, process in self._supervisor.states().items():
+            if process.phase == "failed" and process.last_exit is not None:
+                self._fail_all("configuration-error", f"{name}: {process.last_exit.reason}")
+                return
 
     def _fail_all(self, error: str, message: str) -> None:
         for active in list(self._active.values()):
@@ -305,8 +316,8 @@ class Pipeline:
             self._on_death(event.name, event.exit)
         elif isinstance(event, ev.CircuitOpened):
             self._on_circuit(event)
-        elif isinstance(event, ev.Failed) and not self._patient:
-            self._fail_all("configuration-error", f"{event.name}: {event.exit.reason}")
+        elif isinstance(event, ev.Failed):
+            self._give_up()
 
     def _on_circuit(self, event: ev.CircuitOpened) -> None:
         stage = stage_of(event.name)

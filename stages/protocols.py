@@ -91,6 +91,17 @@ class TrackerFactory(Protocol):
     def __call__(self, options: Mapping[str, Any], width: int, height: int, fps: float) -> Tracker: ...
 
 
+class LoadTracking(Protocol):
+    """Loads what the trackers of all jobs share, once, when a track process starts. Trackers may call ``report`` from
+    then on.
+
+    Raises:
+        ConfigurationError: something is missing.
+    """
+
+    def __call__(self, options: Mapping[str, Any], report: Report) -> None: ...
+
+
 class HeaderFactory(Protocol):
     def __call__(self, options: Mapping[str, Any], width: int, height: int, fps: float) -> Header: ...
 
@@ -173,6 +184,10 @@ class FetchFiles(Protocol):
     def __call__(self, options: Mapping[str, Any], view: FetchView, source: str = "") -> None: ...
 
 
+def _nothing_to_load(options: Mapping[str, Any], report: Report) -> None:  # (a `LoadTracking`)
+    del options, report
+
+
 def _no_problems(stage: str, options: Mapping[str, Any]) -> Sequence[Problem]:  # noqa: ARG001  (a `FindProblems`)
     return ()
 
@@ -184,7 +199,7 @@ def _no_files(options: Mapping[str, Any], *, thorough: bool) -> Sequence[ModelFi
 @dataclass(frozen=True)
 class Backend:
     """One model family: factories (which import and load), what a fork server may import beforehand, and what the
-    family knows of its packages and files. Everything from ``exports`` on may be left out."""
+    family knows of its packages and files. Everything from ``load_tracking`` on may be left out."""
 
     name: str
     detector: DetectorFactory
@@ -194,6 +209,7 @@ class Backend:
     body: BodyFactory
     preload: Mapping[str, tuple[str, ...]]
     """Per stage (detect, mesh, track): modules that are safe to import before a fork."""
+    load_tracking: LoadTracking = _nothing_to_load
     exports: Mapping[str, Callable[[Path, Path], Path]] = field(default_factory=dict)
     """Exports that only this family has: each takes a frames.msgpack and a folder, and returns what it wrote."""
     packages: Mapping[str, tuple[str, ...]] = field(default_factory=dict)

@@ -13,13 +13,13 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from stages.journal import Journal, JournalError, JournalFullError
-from stages.loop import StageLoop
+from stages.loop import Reporter, StageLoop
 from stages.protocols import Backend, Tracker, find_backend
 from stages.records import Failure, FrameRecord, People
 from stages.recovery import WHOLE_JOB
@@ -54,8 +54,12 @@ class SnapshotError(Exception):
 def main(link: Link, values: Mapping[str, Any]) -> None:
     """Entry of the track process."""
     config = StageConfig.from_map(values)
+    config = replace(config, options={"threads": config.threads, **config.options})
+    report = Reporter(link)
     link.phase("loading", config.backend)
     backend = find_backend(config.backend)
+    backend.load_tracking(config.options, report)
+    report.loading = False
     stage = Track(link, config, backend)
     link.ready(backend=config.backend)
     stage.run()

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from stages.faults import FaultPlan
-from stages.loop import CORRUPT, StageLoop
+from stages.loop import CORRUPT, Reporter, StageLoop
 from stages.pipes import Receiver
 from stages.protocols import find_backend
 from stages.records import Detections, Failure, Frame
@@ -26,14 +26,7 @@ def main(link: Link, values: Mapping[str, Any]) -> None:
     """Entry of a detect or mesh process."""
     config = StageConfig.from_map(values)
     options = {"threads": config.threads, **config.options}
-
-    loaded = False
-
-    def report(detail: str, fraction: float | None = None) -> None:
-        if not loaded:
-            link.phase("loading", detail, fraction)
-        link.progress()
-
+    report = Reporter(link)
     link.phase("loading", config.backend)
     backend = find_backend(config.backend)
     process: Process
@@ -52,7 +45,7 @@ def main(link: Link, values: Mapping[str, Any]) -> None:
                 message.people = people if config.vertices else _without_vertices(people)
                 message.detections = None
 
-    loaded = True
+    report.loading = False
     link.phase("warming", config.backend)
     receiver = config.receiver(link.context)
     if receiver is None:

@@ -62,7 +62,17 @@ def _tracker(options: Mapping[str, Any], width: int, height: int, fps: float) ->
     return REAL.tracker(options, width, height, fps)
 
 
-BACKEND = replace(REAL, name="tests.humans4d_small", detector=_detector, mesh=_mesh, tracker=_tracker, preload={})
+def _load_tracking(options: Mapping[str, Any], report: Report) -> None:
+    from bench import humans4d_synthetic as synthetic
+
+    synthetic.stand_in_torchvision_operators()
+    REAL.load_tracking(options, report)
+
+
+BACKEND = replace(
+    REAL, name="tests.humans4d_small", detector=_detector, mesh=_mesh, tracker=_tracker,
+    load_tracking=_load_tracking, preload={},
+)  # fmt: skip
 
 
 def write(folder: Path) -> dict[str, Any]:

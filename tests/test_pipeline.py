@@ -235,8 +235,11 @@ def test_a_cancelled_job_frees_its_frames(clip: Path, tmp_path: Path) -> None:
     assert run.ended("a") is None
 
 
-def test_a_backend_that_cannot_load_fails_the_job_in_seconds(clip: Path, tmp_path: Path) -> None:
-    with Run(backend="tests.unloadable") as run:
+@pytest.mark.parametrize("stage", ["mesh", "track"])
+def test_a_backend_that_cannot_load_fails_the_job_in_seconds(stage: str, clip: Path, tmp_path: Path) -> None:
+    with Run(backend="tests.unloadable", options={"lacks": stage}) as run:
+        # Without a job: what a stage lacks is found when it starts, not by the first user.
+        run.until(lambda: run.pipeline.status()["processes"][stage].last_exit is not None, "the end of the stage")
         run.work(clip, tmp_path)
         failed = run.finish()
     assert isinstance(failed, JobFailed)

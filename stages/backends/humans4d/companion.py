@@ -61,12 +61,16 @@ def phalp_config(options: Options) -> SimpleNamespace:
 class Companion:
     """Stands for ``phalp_tracker``; holds the pose predictor and the texture encoder."""
 
-    def __init__(self, predictor: Any, encoder: Any, cfg: SimpleNamespace, device: str) -> None:
+    def __init__(
+        self, predictor: Any, encoder: Any, cfg: SimpleNamespace, options: Options, report: Report
+    ) -> None:
         self._torch = import_module("torch")
         self._interval: Callable[..., float] = import_module("phalp.utils.utils").get_prediction_interval
         self.predictor = predictor
         self.encoder = encoder
-        self._device = self._torch.device(device)
+        self._device = self._torch.device(options.device)
+        self._options = options
+        self._report = report
         self.cfg = cfg
 
     @classmethod
@@ -78,7 +82,11 @@ class Companion:
         """
         devices.prepare(options)
         cfg = phalp_config(options)
-        return cls(load_predictor(options, cfg, report), load_encoder(options, report), cfg, options.device)
+        return cls(load_predictor(options, cfg, report), load_encoder(options, report), cfg, options, report)
+
+    def for_another(self) -> Companion:
+        """The same networks for another tracker, which has a ``cfg`` of its own."""
+        return Companion(self.predictor, self.encoder, phalp_config(self._options), self._options, self._report)
 
     def forward_for_tracking(self, vectors: Any, attibute: str = "A", time: Any = 1) -> Tensor:
         """PHALP's method of this name (its spelling): the poses (``attibute`` "P", (B, 229)) or locations ("L",
@@ -109,6 +117,9 @@ class Companion:
         track[~both], found[~both] = 0.0, 0.0
         with torch.no_grad():
             codes = [self.encoder(uv[None], en=True).reshape(-1) / 10**3 for uv in (track, found)]
+        self._report(
+            "comparing textures"
+        )  # every pair of a crowd together takes longer than any deadline on a CPU
         share = torch.sum(both).cpu().numpy() / 4 / 256 / 256 / 2
         return codes[0].cpu().numpy(), codes[1].cpu().numpy(), share
 

@@ -18,6 +18,7 @@ from stages.backends.humans4d.companion import Companion, phalp_config
 from stages.backends.humans4d.options import Options
 from stages.backends.humans4d.shots import ShotDetector
 from stages.backends.humans4d.texture import PackedTexture
+from stages.protocols import Report
 from stages.records import FrameRecord, People, Track
 
 _DIMENSIONS = [4096, 4096, 99]
@@ -59,7 +60,7 @@ class PhalpTracker:
         Raises:
             ConfigurationError: a file cannot be read or belongs to another model.
         """
-        return cls(_companion(options), options)
+        return cls(load_shared(options, _quiet).for_another(), options)
 
     def update(self, frame: int, time: float, people: People) -> list[FrameRecord]:
         """Take one frame; ``people`` as the mesh stage made them. Returns the records that are final now."""
@@ -198,15 +199,19 @@ def _forget_old_textures(track: Any) -> None:
 _loaded: list[tuple[Options, Companion]] = []
 
 
-def _companion(options: Options) -> Companion:
-    """The networks, loaded once for all jobs of this process."""
+def load_shared(options: Options, report: Report) -> Companion:
+    """The networks, loaded once for all jobs of this process.
+
+    Raises:
+        ConfigurationError: a file cannot be read or belongs to another model.
+    """
     for known, companion in _loaded:
         if known == options:
-            return Companion(companion.predictor, companion.encoder, phalp_config(options), options.device)
-
-    def quiet(detail: str, fraction: float | None = None) -> None:
-        del detail, fraction
-
-    companion = Companion.load(options, quiet)
+            return companion
+    companion = Companion.load(options, report)
     _loaded.append((options, companion))
     return companion
+
+
+def _quiet(detail: str, fraction: float | None = None) -> None:
+    del detail, fraction
