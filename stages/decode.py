@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from stages.loop import CORRUPT, StageLoop
+from stages.names import legible
 from stages.records import Failure
 from stages.recovery import WHOLE_JOB
 from stages.ring import Ring, SlotEntry
@@ -111,6 +112,7 @@ class Decode:
             with self._link.working({"stage": "decode", "work": [[job, WHOLE_JOB]], "opening": path}):
                 source = open_source(path, max_pixels=self._config.max_pixels, threads=self._config.threads)
         except SourceError as error:
+            self._link.idle()
             self._link.send("unreadable", {"job": job, "error": error.name, "message": str(error)})
             return
         self._readings[job] = Reading(job, source, urgent)
@@ -194,7 +196,8 @@ class Decode:
             if decoded is None:
                 self._end(reading)
                 return
-            pending = Pending(reading.job, decoded.index, decoded.time, failed=decoded.failure)
+            failed = None if decoded.failure is None else legible(decoded.failure)
+            pending = Pending(reading.job, decoded.index, decoded.time, failed=failed)
             if decoded.image is not None:
                 pending.slot = self._free.pop()
                 pending.generation = self._ring.write(

@@ -67,7 +67,7 @@ class StageLoop:
     def run(self, turn: Callable[[], bool]) -> None:
         """Work until the owner says stop. ``turn`` does one piece of work, or returns False if there is none."""
         while not self.link.stopping:
-            if not self.step(turn):
+            if not self.step(turn) and not self.link.stopping:
                 self.wait()
 
     def step(self, turn: Callable[[], bool]) -> bool:

@@ -20,6 +20,7 @@ from typing import Any
 
 from stages.journal import Journal, JournalError, JournalFullError
 from stages.loop import Reporter, StageLoop
+from stages.names import legible
 from stages.protocols import Backend, Tracker, find_backend
 from stages.records import Failure, FrameRecord, People
 from stages.recovery import WHOLE_JOB
@@ -118,9 +119,13 @@ class Fold:
         except BaseException:
             self.journal.close()  # its lock would keep out whoever tries again
             raise
-        for frame, payload in self.journal.read(start):
-            with doing(frame):
-                self._fold(frame, payload)
+        try:
+            for frame, payload in self.journal.read(start):
+                with doing(frame):
+                    self._fold(frame, payload)
+        except BaseException:
+            self.close()
+            raise
 
     def _resume(self) -> int | None:
         """Restore the newest snapshot that can be used, and cut the results file back to what it was then.
@@ -167,8 +172,8 @@ class Fold:
         with self._doing(message.frame):
             self.journal.append(message.frame, payload)
             self._fold(message.frame, payload)
-        if self.next_frame % self._every == 0:
-            self._snapshot(self.next_frame)
+            if self.next_frame % self._every == 0:
+                self._snapshot(self.next_frame)
 
     @property
     def failed(self) -> int:
@@ -181,8 +186,10 @@ class Fold:
         return self._tally
 
     def close(self) -> None:
-        self._writer.close()
-        self.journal.close()
+        try:
+            self._writer.close()
+        finally:
+            self.journal.close()
 
     def _fold(self, frame: int, payload: bytes) -> None:
         # Always through the bytes, never from the live message: a replayed fold must see the very same input.
@@ -290,9 +297,10 @@ class Track:
 
         skipped = self._skipped.setdefault(job, {})
         try:
-            fold = Fold(folder, self._backend, self._config, info, skipped, doing)
+            with doing(WHOLE_JOB):  # until the first frame of the journal's tail, if there is one
+                fold = Fold(folder, self._backend, self._config, info, skipped, doing)
         except (JournalError, OSError) as error:
-            self._link.send("unwritable", {"job": job, "error": _error_name(error), "message": str(error)})
+            self._unwritable(job, error)
             return
         self._folds[job] = fold
         self._waiting[job] = {}
@@ -301,7 +309,10 @@ class Track:
     def _close(self, job: int) -> None:
         fold = self._folds.pop(job, None)
         if fold is not None:
-            fold.close()
+            try:
+                fold.close()
+            except OSError as error:  # nobody waits for it any more, and other jobs are in work
+                print(f"job {job}: its files were not closed in order: {error}", file=sys.stderr)
         self._waiting.pop(job, None)
         self._skipped.pop(job, None)
         self._finished.discard(job)
@@ -326,13 +337,16 @@ class Track:
                     return
                 self._commit(ready, fold)
             except (JournalError, OSError) as error:
-                self._link.send(
-                    "unwritable", {"job": message.job, "error": _error_name(error), "message": str(error)}
-                )
-                self._close(message.job)
+                self._unwritable(message.job, error)
                 return
         for frame in [frame for frame in waiting if frame < fold.next_frame]:
             del waiting[frame]
+
+    def _unwritable(self, job: int, error: Exception) -> None:
+        self._link.idle()
+        told = {"job": job, "error": _error_name(error), "message": legible(str(error))}
+        self._link.send("unwritable", told)
+        self._close(job)
 
     def _commit(self, message: FrameMessage, fold: Fold) -> None:
         started = time.perf_counter()

@@ -192,6 +192,8 @@ class Worker:
             with self._link.working({"stage": self._stage, "work": work, "batch": len(work)}):
                 corrupt = self._faults.before([m.frame for m in messages]) == "corrupt"
                 self._process(frames, messages)
+                # Within: of a result that cannot travel its frame is to blame.
+                packed = [pack(message) for message in messages]
         except Exception as error:
             if not is_out_of_memory(error) or self._batch.out_of_memory():
                 raise
@@ -202,9 +204,9 @@ class Worker:
         if len(messages) >= self._batch.size:  # a smaller one says nothing about whether the next size would fit
             self._batch.succeeded()
         seconds = time.perf_counter() - started
-        for message in messages:
+        for message, data in zip(messages, packed, strict=True):
             if self._ring.check(message.slot, message.generation):
-                self._loop.send(CORRUPT if corrupt else pack(message))
+                self._loop.send(CORRUPT if corrupt else data)
                 self._found[message.job, message.frame] = message
         while len(self._found) > self._ring.slots:
             del self._found[next(iter(self._found))]

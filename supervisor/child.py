@@ -138,7 +138,7 @@ class Link:
         """
         if not self.socket.poll(None if timeout is None else int(timeout * 1000)):
             return None
-        kind, payload = msgpack.unpackb(self.socket.recv())
+        kind, payload = msgpack.unpackb(self.socket.recv(), unicode_errors="surrogateescape")
         if kind == "stop":
             self.stopping = True
         return kind, payload
@@ -156,7 +156,7 @@ class Link:
         return socket
 
     def _say(self, message: dict[str, Any]) -> None:
-        self.socket.send(msgpack.packb(message))
+        self.socket.send(msgpack.packb(message, unicode_errors="surrogateescape"))
 
     def _beat(self, socket: zmq.Socket[bytes], lifeline: int) -> None:
         poller = zmq.Poller()

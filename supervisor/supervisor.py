@@ -138,7 +138,8 @@ class Supervisor:
         if life is None or life.identity is None:
             return False
         try:
-            self._router.send_multipart([life.identity, msgpack.packb([kind, payload])], zmq.NOBLOCK)
+            data = msgpack.packb([kind, payload], unicode_errors="surrogateescape")  # names of files may need it
+            self._router.send_multipart([life.identity, data], zmq.NOBLOCK)
         except zmq.ZMQError:
             return False
         return True
@@ -223,7 +224,8 @@ class Supervisor:
             if life is None or managed is None or not life.is_of(int(pid), managed.last_pid):
                 continue  # the last words of an earlier life
             life.last_beat = self._clock()
-            self._take(managed, life, identity if role == "c" else None, msgpack.unpackb(data))
+            said = msgpack.unpackb(data, unicode_errors="surrogateescape")
+            self._take(managed, life, identity if role == "c" else None, said)
 
     def _take(self, managed: Managed, life: Life, identity: bytes | None, said: dict[str, Any]) -> None:
         name = managed.spec.name

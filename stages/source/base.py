@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
+from stages.names import legible
 from stages.records import U8
 
 
@@ -17,7 +18,7 @@ class SourceError(Exception):
     """
 
     def __init__(self, name: str, message: str) -> None:
-        super().__init__(message)
+        super().__init__(legible(message))
         self.name = name
 
 

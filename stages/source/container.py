@@ -8,6 +8,7 @@ from typing import Any
 import av
 from av.stream import Disposition
 
+from stages.names import spelled
 from stages.source.base import SourceError, too_large
 
 UNTRUSTED_FORMATS = frozenset(("hls", "dash", "concat", "imf", "image2", "tty", "lrc", "sdp", "rtsp"))
@@ -24,8 +25,9 @@ def open_stream(path: Path, max_pixels: int, threads: int) -> tuple[Any, Any]:
         SourceError: unreadable-video, unsupported, no-video-stream or too-large.
     """
     try:
-        # "file:" keeps a colon in the name from being taken for a protocol.
-        container = av.open(f"file:{path.absolute()}", options={"protocol_whitelist": "file"})
+        with spelled(path) as name:
+            # "file:" keeps a colon in the name from being taken for a protocol.
+            container = av.open(f"file:{name}", options={"protocol_whitelist": "file"})
     except (av.FFmpegError, OSError, ValueError) as error:
         raise SourceError(
             "unreadable-video", f"{path} is not a video, or is cut off before its index: {reason_of(error)}"

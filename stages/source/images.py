@@ -13,6 +13,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from stages.names import legible, spelled
 from stages.records import U8
 from stages.source.base import Decoded, SourceError, SourceInfo, too_large
 from stages.source.headers import ends_early, image_size
@@ -35,7 +36,8 @@ def is_image(path: Path) -> bool:
         start = file.read(12)
     if start.startswith(b"GIF8") or (start[4:8] == b"ftyp" and start[8:] not in IMAGE_BRANDS):
         return False  # OpenCV takes the start of some MP4 files for an image
-    return bool(cv2.haveImageReader(str(path)))
+    with spelled(path) as name:
+        return bool(cv2.haveImageReader(name))
 
 
 def natural_key(name: str) -> tuple[list[tuple[int, int, str]], str]:
@@ -71,7 +73,7 @@ class ImageSource:
             fps=FOLDER_RATE if folder else 0.0,
             frames=len(self._files),
             rotation=0,
-            codec=suffix,
+            codec=legible(suffix),
             duration=len(self._files) / FOLDER_RATE if folder else None,
         )
 
@@ -123,11 +125,11 @@ def read_image(path: Path, max_pixels: int) -> U8:
         if size is not None and size[0] * size[1] > max_pixels:
             raise too_large(path, *size, max_pixels)
         cut = ends_early(path)
+        image = None
+        with contextlib.suppress(cv2.error), spelled(path) as name:
+            image = None if cut else cv2.imread(name, cv2.IMREAD_COLOR)
     except OSError as error:
         raise SourceError("unreadable-image", f"{path} cannot be read: {error.strerror}") from error
-    image = None
-    with contextlib.suppress(cv2.error):
-        image = None if cut else cv2.imread(str(path), cv2.IMREAD_COLOR)
     if image is None:
         why = "its end is missing" if cut else "it is damaged or of an unknown format"
         raise SourceError("unreadable-image", f"{path} cannot be read as an image: {why}")
