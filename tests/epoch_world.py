@@ -117,6 +117,11 @@ class Link:
         self._process.point()
         self._process.activity = None
 
+    def idle(self) -> None:
+        self._process.activity = None
+
+    def progress(self) -> None: ...
+
     def metrics(self, **values: float) -> None: ...
 
 
@@ -435,7 +440,7 @@ class PlayedSupervisor:
         return True
 
     def states(self) -> dict[str, Any]:
-        return {name: SimpleNamespace(busy_seconds=0.0) for name in self._world.processes}
+        return {name: SimpleNamespace(busy_seconds=0.0, phase="working") for name in self._world.processes}
 
     def reset(self, name: str) -> None: ...
 
