@@ -6,7 +6,9 @@ process that needs them, after `requirements.check` has named in seconds whateve
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from stages.backends.humans4d.requirements import PACKAGES
 from stages.protocols import (
     Backend,
     BodyModel,
+    ConfigurationError,
     Detector,
     FetchView,
     MeshRegressor,
@@ -27,15 +30,34 @@ from stages.records import Header
 NAME = "humans4d"
 
 
+@contextmanager
+def _importing(stage: str) -> Iterator[None]:
+    """A package that is there but cannot be imported, or lacks what is wanted of it, is nothing that another start
+    mends: torch and torchvision of two releases (RuntimeError), a library that is missing (OSError), a folder that
+    pip left behind (AttributeError: module 'torch' has no attribute …)."""
+    try:
+        yield
+    except (ImportError, AttributeError, OSError, RuntimeError) as error:
+        text = str(error)
+        known = isinstance(error, ImportError) or ".so" in text or "torchvision::" in text
+        if not known and not text.startswith("module '"):
+            raise
+        raise ConfigurationError(
+            f"backend humans4d, {stage}: a package in {sys.executable} is broken or of the wrong version "
+            f"({type(error).__name__}: {text}); install it anew as docs/humans4d.md says; `poseward doctor` tells more"
+        ) from error
+
+
 def _detector(options: Mapping[str, Any], report: Report) -> Detector:
     from stages.backends.humans4d.options import Options
     from stages.backends.humans4d.requirements import check
 
     chosen = Options.from_mapping(options)
     check("detect", chosen)
-    from stages.backends.humans4d.detect import PersonDetector
+    with _importing("detect"):
+        from stages.backends.humans4d.detect import PersonDetector
 
-    return PersonDetector.load(chosen, report)
+        return PersonDetector.load(chosen, report)
 
 
 def _mesh(options: Mapping[str, Any], report: Report) -> MeshRegressor:
@@ -44,9 +66,22 @@ def _mesh(options: Mapping[str, Any], report: Report) -> MeshRegressor:
 
     chosen = Options.from_mapping(options)
     check("mesh", chosen)
-    from stages.backends.humans4d.mesh import HmrRegressor
+    with _importing("mesh"):
+        from stages.backends.humans4d.mesh import HmrRegressor
 
-    return HmrRegressor.load(chosen, report)
+        return HmrRegressor.load(chosen, report)
+
+
+def _load_tracking(options: Mapping[str, Any], report: Report) -> None:
+    from stages.backends.humans4d.options import Options
+    from stages.backends.humans4d.requirements import check
+
+    chosen = Options.from_mapping(options)
+    check("track", chosen)
+    with _importing("track"):
+        from stages.backends.humans4d.track import load_shared
+
+        load_shared(chosen, report)
 
 
 def _tracker(options: Mapping[str, Any], width: int, height: int, fps: float) -> Tracker:
@@ -56,9 +91,10 @@ def _tracker(options: Mapping[str, Any], width: int, height: int, fps: float) ->
 
     chosen = Options.from_mapping(options)
     check("track", chosen)
-    from stages.backends.humans4d.track import PhalpTracker
+    with _importing("track"):
+        from stages.backends.humans4d.track import PhalpTracker
 
-    return PhalpTracker.load(chosen)
+        return PhalpTracker.load(chosen)
 
 
 def _header(options: Mapping[str, Any], width: int, height: int, fps: float) -> Header:
@@ -114,6 +150,7 @@ BACKEND = Backend(
     # torch starts threads and may touch the driver when its companions are imported: nothing of it is
     # promised to survive a fork, so only the plain packages are imported beforehand.
     preload={"detect": ("numpy", "cv2"), "mesh": ("numpy", "cv2"), "track": ("numpy",)},
+    load_tracking=_load_tracking,
     exports={"tracks": _tracks},
     packages=PACKAGES,
     problems=_problems,

@@ -10,6 +10,7 @@ import importlib.util
 import pickle
 import sys
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from stages.backends.humans4d.options import Options
@@ -20,6 +21,7 @@ HMR2_COMMIT = "6ec79656a23c33237c724742ca2a0ec00b398b53"
 PHALP_COMMIT = "96f7e6c09fb858ec3f597d59246c151ab4394bc3"
 DETECTRON2_COMMIT = "02b5c4e295e990042a714712c21dc79b731e8833"
 
+NO_PACKAGE = "no package "
 _EXTRA = "pip install 'poseward[humans4d]'"
 
 
@@ -47,23 +49,62 @@ PACKAGES: dict[str, tuple[str, ...]] = {
 
 
 def check(stage: str, options: Options) -> None:
-    """Raise `ConfigurationError` naming everything that ``stage`` lacks; returns when nothing is lacking."""
+    """Return when ``stage`` lacks nothing.
+
+    Raises:
+        ConfigurationError: it does; one line, which is shown in many places, with what matters most of it.
+    """
     found = problems(stage, options)
     if found:
-        raise ConfigurationError(f"backend humans4d, {stage}: " + "\n  ".join(str(p) for p in found))
+        raise ConfigurationError(f"backend humans4d, {stage}: {_told(stage, found)}")
+
+
+def _told(stage: str, found: Sequence[Problem]) -> str:
+    """A stage without its environment lacks twenty things: a line for each is the doctor's affair."""
+    packages = [problem for problem in found if problem.what.startswith(NO_PACKAGE)]
+    fetched = [problem for problem in found if problem.about == "file" and FETCH_WAY in problem.way]
+    others = [problem for problem in found if problem not in packages and problem not in fetched]
+    parts = []
+    if len(packages) == 1:
+        parts.append(str(packages[0]))
+    elif packages:
+        names = [problem.what.removeprefix(NO_PACKAGE).split(",")[0] for problem in packages]
+        parts.append(
+            f"{_interpreter()} has no {_some(names)}: set stages.{stage}.python to the python of the environment that "
+            "has them, or install them as docs/humans4d.md says"
+        )
+    parts += [str(problem) for problem in others if problem.about != "file"]
+    own = [problem for problem in others if problem.about == "file"]
+    if fetched:
+        parts.append(f"{_some([problem.what for problem in fetched], 1)}; {FETCH_WAY}")
+        parts += [f"{problem.what}, which only you can supply: the same command says how" for problem in own]
+    else:
+        parts += [str(problem) for problem in own]
+    if len(found) > 1:
+        parts.append("`poseward doctor` tells all of it one by one")
+    return "; ".join(parts)
+
+
+def _some(names: Sequence[str], most: int = 4) -> str:
+    shown = ", ".join(names[:most])
+    return f"{shown} and {len(names) - most} more" if len(names) > most else shown
 
 
 def problems(stage: str, options: Options) -> list[Problem]:
-    """Everything that ``stage`` lacks: packages, weights, device. Imports torch only if all packages are there and
-    the device is CUDA."""
+    """Everything that ``stage`` lacks: packages, weights, device. Imports torch only if it is there and the device is
+    CUDA."""
     found = [p for name in PACKAGES[stage] if (p := _package(name)) is not None]
-    if "phalp" in PACKAGES[stage] and not found:
+    if "phalp" in PACKAGES[stage] and not _lacks(found, "phalp"):
         found += _phalp()
-    if not any(p.what.startswith("no package torch,") for p in found):
+    if not _lacks(found, "torch"):
         found += _device(options)
     found += _precision(stage, options)
     found += [p for f in files_of(stage, options.detector) if (p := file_problem(f, options.path(f.option)))]
     return found
+
+
+def _lacks(found: Sequence[Problem], package: str) -> bool:
+    return any(problem.what.startswith(f"{NO_PACKAGE}{package},") for problem in found)
 
 
 def _precision(stage: str, options: Options) -> list[Problem]:
@@ -88,7 +129,7 @@ def _package(name: str) -> Problem | None:
     if present:
         return None
     way = SOURCES.get(name, _EXTRA)
-    return Problem(f"no package {name}, which {_interpreter()} does not find", way)
+    return Problem(f"{NO_PACKAGE}{name}, which {_interpreter()} does not find", way)
 
 
 def _interpreter() -> str:
@@ -115,7 +156,14 @@ def _device(options: Options) -> list[Problem]:
     if options.device == "cpu":
         return []
     way = 'install a CUDA build of torch and check `nvidia-smi`, or set device = "cpu" for this stage'
-    torch = importlib.import_module("torch")
+    try:
+        torch = importlib.import_module("torch")
+    except Exception as error:  # noqa: BLE001  (a broken build may raise anything)
+        return [
+            Problem(
+                f"torch cannot be imported ({type(error).__name__}: {error})", "reinstall it: " + SOURCES["torch"]
+            )
+        ]
     if not torch.cuda.is_available():
         build = getattr(torch.version, "cuda", None)
         why = (
