@@ -110,7 +110,12 @@ class Decode:
             return
         try:
             with self._link.working({"stage": "decode", "work": [[job, WHOLE_JOB]], "opening": path}):
-                source = open_source(path, max_pixels=self._config.max_pixels, threads=self._config.threads)
+                source = open_source(
+                    path,
+                    max_pixels=self._config.max_pixels,
+                    threads=self._config.threads,
+                    progress=self._link.progress,
+                )
         except SourceError as error:
             self._link.idle()
             self._link.send("unreadable", {"job": job, "error": error.name, "message": str(error)})
@@ -222,13 +227,20 @@ class Decode:
         if frame in skipped:
             return skipped[frame]
         for second in skipped:
-            if second - 1 in skipped and second < frame < reading.source.next_start(second):
-                return f"it builds on frame {second}: {skipped[second]}"
+            if second - 1 in skipped and second < frame:
+                start = reading.source.next_start(second)
+                if start is None or frame < start:
+                    return f"it builds on frame {second}: {skipped[second]}"
         return None
 
-    def _jump(self, reading: Reading, reason: str) -> Decoded:
-        """Step over a frame that kills the decoder: decoding starts anew behind it."""
+    def _jump(self, reading: Reading, reason: str) -> Decoded | None:
+        """Step over a frame that kills the decoder: decoding starts anew behind it. None at the end of those that
+        should be behind it."""
         frame = reading.next_frame
+        if frame >= reading.source.expected:
+            if reading.source.info.frames is None:
+                reading.source.truncated = f"whether anything is behind frame {frame} cannot be known: {reason}"
+            return None
         reading.frames = reading.source.frames(frame + 1)
         return Decoded(index=frame, time=reading.source.time_of(frame), image=None, failure=reason)
 

@@ -200,7 +200,7 @@ class Source:
     truncated = None
 
     def __init__(self, path: str) -> None:
-        self._frames = int(Path(path).name)
+        self.expected = self._frames = int(Path(path).name)
         self.info = SourceInfo("video", SIDE, SIDE, 30.0, self._frames, 0, "none", self._frames / 30)
 
     def frames(self, start: int = 0) -> Iterator[Decoded]:
@@ -210,7 +210,7 @@ class Source:
     def time_of(self, frame: int) -> float:
         return frame / 30
 
-    def next_start(self, frame: int) -> int:
+    def next_start(self, frame: int) -> int | None:
         return frame + 1
 
     def close(self) -> None: ...

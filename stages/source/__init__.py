@@ -8,20 +8,24 @@ from __future__ import annotations
 import stat
 from pathlib import Path
 
-from stages.source.base import Decoded, Source, SourceError, SourceInfo
+from stages.source.base import Decoded, Progress, Source, SourceError, SourceInfo
 from stages.source.images import ImageSource, is_image
 from stages.source.video import VideoSource
 
 __all__ = ["Decoded", "Source", "SourceError", "SourceInfo", "open_source"]
 
 
-def open_source(path: str | Path, *, max_pixels: int, threads: int = 1) -> Source:
+def open_source(
+    path: str | Path, *, max_pixels: int, threads: int = 1, progress: Progress = lambda: None
+) -> Source:
     """Open a video, an image or a folder of images.
 
     Args:
         path: of the file or folder.
         max_pixels: the largest frame allowed, in pixels.
         threads: threads that a video decoder may use.
+        progress: called while an input is opened, and while what is before a frame is read: both take the longer
+            the longer the input is.
 
     Raises:
         SourceError: the input cannot be worked on at all; its ``name`` says how (see `SourceError`).
@@ -30,7 +34,7 @@ def open_source(path: str | Path, *, max_pixels: int, threads: int = 1) -> Sourc
     try:
         status = path.stat()
         if stat.S_ISDIR(status.st_mode):
-            return ImageSource(path, max_pixels)
+            return ImageSource(path, max_pixels, progress)
         if not stat.S_ISREG(status.st_mode):
             raise SourceError("unsupported", f"{path} is neither a file nor a folder")
         if status.st_size == 0:
@@ -45,4 +49,4 @@ def open_source(path: str | Path, *, max_pixels: int, threads: int = 1) -> Sourc
         ) from error
     except OSError as error:
         raise SourceError("unreadable-file", f"{path} cannot be read: {error.strerror}") from error
-    return VideoSource(path, max_pixels, threads)
+    return VideoSource(path, max_pixels, threads, progress)

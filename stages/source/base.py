@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
 from stages.names import legible
 from stages.records import U8
+
+Progress = Callable[[], None]
+"""Called in the middle of what takes longer the longer an input is: it still goes on."""
 
 
 class SourceError(Exception):
@@ -56,6 +59,8 @@ class Source(Protocol):
     """An opened input."""
 
     info: SourceInfo
+    expected: int
+    """``info.frames``, or where only decoding tells, how many there should be."""
     truncated: str | None
     """Why there are fewer frames than promised; complete once the frames have been read to their end."""
 
@@ -68,9 +73,9 @@ class Source(Protocol):
         """The ``time`` that ``frame`` has or would have, without decoding it; nominal where only decoding tells."""
         ...
 
-    def next_start(self, frame: int) -> int:
-        """The first frame behind ``frame`` for which nothing before it has to be decoded; the end if there is none,
-        ``frame + 1`` where that is not known."""
+    def next_start(self, frame: int) -> int | None:
+        """The first frame behind ``frame`` for which nothing before it has to be decoded, the end if there is none;
+        None where decoding has to begin with the first frame of all, whichever is wanted."""
         ...
 
     def close(self) -> None: ...

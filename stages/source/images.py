@@ -15,7 +15,7 @@ import numpy as np
 
 from stages.names import legible, spelled
 from stages.records import U8
-from stages.source.base import Decoded, SourceError, SourceInfo, too_large
+from stages.source.base import Decoded, Progress, SourceError, SourceInfo, too_large
 from stages.source.headers import ends_early, image_size
 
 FOLDER_RATE = 30.0
@@ -52,18 +52,21 @@ class ImageSource:
     Args:
         path: of a file or folder.
         max_pixels: a larger image is an error before it is decoded, for the formats whose size can be read.
+        progress: called for each file while the folder is opened.
 
     Raises:
         SourceError: no image, or none that can be read.
     """
 
-    def __init__(self, path: Path, max_pixels: int) -> None:
+    def __init__(self, path: Path, max_pixels: int, progress: Progress = lambda: None) -> None:
         self._max_pixels = max_pixels
+        self._progress = progress
         self.truncated: str | None = None
         folder = path.is_dir()
-        self._files = sorted(_images_in(path), key=lambda p: natural_key(p.name)) if folder else [path]
+        self._files = sorted(_images_in(path, progress), key=lambda p: natural_key(p.name)) if folder else [path]
         if not self._files:
             raise SourceError("no-images", f"{path} is a folder without images")
+        self.expected = len(self._files)
         first, suffix = self._first_readable(path)
         self._shape = first
         self.info = SourceInfo(
@@ -94,7 +97,7 @@ class ImageSource:
     def time_of(self, frame: int) -> float:
         return frame / self.info.fps if self.info.fps else 0.0
 
-    def next_start(self, frame: int) -> int:
+    def next_start(self, frame: int) -> int | None:
         return frame + 1
 
     def close(self) -> None:
@@ -103,6 +106,7 @@ class ImageSource:
     def _first_readable(self, path: Path) -> tuple[tuple[int, int], str]:
         error: SourceError | None = None
         for file in self._files:
+            self._progress()
             try:
                 image = read_image(file, self._max_pixels)
             except SourceError as found:
@@ -138,8 +142,9 @@ def read_image(path: Path, max_pixels: int) -> U8:
     return np.asarray(image, np.uint8)
 
 
-def _images_in(folder: Path) -> Iterator[Path]:
+def _images_in(folder: Path, progress: Progress) -> Iterator[Path]:
     for path in folder.iterdir():
+        progress()
         if path.name.startswith(".") or not path.is_file():
             continue
         if path.suffix.lower() in IMAGE_SUFFIXES:

@@ -14,6 +14,7 @@ import av
 import numpy as np
 import numpy.typing as npt
 
+from stages.source.base import Progress
 from stages.source.cut import missing_bytes
 
 MAX_REORDER = 64
@@ -76,24 +77,25 @@ class PacketIndex:
         return int(self.order[max(place - MAX_REORDER, 0) : place + 1].max())
 
 
-def packets_of(container: Any, stream: Any) -> Iterator[Any]:
+def packets_of(container: Any, stream: Any, progress: Progress) -> Iterator[Any]:
     """Packets with something in them, until the end or until the container cannot be read on."""
     with contextlib.suppress(av.FFmpegError):
-        yield from _packets(container, stream)
+        yield from _packets(container, stream, progress)
 
 
-def _packets(container: Any, stream: Any) -> Iterator[Any]:
+def _packets(container: Any, stream: Any, progress: Progress) -> Iterator[Any]:
     for packet in container.demux(stream):
+        progress()
         if packet.size:
             yield packet
 
 
-def read_index(container: Any, stream: Any, path: Path) -> PacketIndex:
+def read_index(container: Any, stream: Any, path: Path, progress: Progress) -> PacketIndex:
     """Read all packets of ``stream`` of the freshly opened ``container``, which is the file ``path``."""
     stamps, keys, shows = array("q"), array("q"), array("b")
     distinct, broken = True, None
     try:
-        for place, packet in enumerate(_packets(container, stream)):
+        for place, packet in enumerate(_packets(container, stream, progress)):
             distinct &= packet.pts is not None
             stamps.append(packet.pts if packet.pts is not None else place)
             shows.append(not packet.is_discard)

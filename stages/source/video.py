@@ -18,13 +18,11 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import av
-import cv2
-import numpy as np
 
-from stages.records import U8
-from stages.source.base import Decoded, SourceError, SourceInfo
+from stages.source.base import Decoded, Progress, SourceError, SourceInfo
 from stages.source.container import open_stream, reason_of
 from stages.source.index import packets_of, read_index
+from stages.source.pictures import picture
 
 PROBED_PACKETS = 20
 """Decoded when a video is opened: enough to see its frames come out in order, each with its own time."""
@@ -68,19 +66,21 @@ class VideoSource:
         path: of a regular file.
         max_pixels: a larger frame is an error before memory for it is asked for.
         threads: of the decoder.
+        progress: called for each packet.
 
     Raises:
         SourceError: nothing in the file can be decoded.
     """
 
-    def __init__(self, path: Path, max_pixels: int, threads: int) -> None:
+    def __init__(self, path: Path, max_pixels: int, threads: int, progress: Progress = lambda: None) -> None:
         self._path = path
+        self._progress = progress
         self._max_pixels = max_pixels
         self._threads = threads
         self._running: contextlib.ExitStack | None = None
         with contextlib.ExitStack() as stack:
             container, stream = self._open(stack)
-            self._index = read_index(container, stream, path)
+            self._index = read_index(container, stream, path, progress)
             if not self._index.count:
                 raise SourceError("unreadable-video", f"{path}: there is not one frame in it")
             self._time_base = float(stream.time_base)
@@ -94,7 +94,7 @@ class VideoSource:
         self._shape = (first.height, first.width)
         self._rotation = int(first.rotation) % 360
         upright = self._shape[::-1] if self._rotation in (90, 270) else self._shape
-        count = self._index.count
+        self.expected = count = self._index.count
         fps = self._nominal_rate(float(rate) if rate else None)
         self.info = SourceInfo(
             kind="video",
@@ -117,9 +117,9 @@ class VideoSource:
             return self._time(number)
         return frame / self.info.fps
 
-    def next_start(self, frame: int) -> int:
+    def next_start(self, frame: int) -> int | None:
         if not self._exact:
-            return frame + 1
+            return None
         return self._index.next_key(frame + self._index.first) - self._index.first
 
     def close(self) -> None:
@@ -314,7 +314,7 @@ class VideoSource:
                     container.seek(int(self._index.stamps[target]), stream=stream, backward=True)
                 except av.FFmpegError:
                     break
-                packets = packets_of(container, stream)
+                packets = packets_of(container, stream, self._progress)
                 first = next(packets, None)
                 frame = self._index.frame_at(first.pts) if first is not None else None
                 if (
@@ -324,7 +324,7 @@ class VideoSource:
                     return itertools.chain([first], packets)
             with contextlib.suppress(av.FFmpegError):
                 container.seek(int(self._index.stamps[0]), stream=stream, backward=True)
-        return packets_of(container, stream)
+        return packets_of(container, stream, self._progress)
 
     # -- by counting -------------------------------------------------------------------------------------
 
@@ -364,7 +364,7 @@ class VideoSource:
         self, container: Any, stream: Any, limit: int | None = None
     ) -> Iterator[tuple[Any, bool, str | None]]:
         """Frames, whether each is a key frame, and what is wrong with it; from ``limit`` packets if given."""
-        packets = itertools.islice(packets_of(container, stream), limit)
+        packets = itertools.islice(packets_of(container, stream, self._progress), limit)
         while True:
             try:
                 packet = next(packets, None)
@@ -382,24 +382,7 @@ class VideoSource:
     # -- frames ----------------------------------------------------------------------------------------
 
     def _picture(self, number: int, time: float, frame: Any) -> Decoded:
-        if (frame.height, frame.width) != self._shape:
-            height, width = self._shape
-            size = f"{frame.width}x{frame.height} in a video of {width}x{height}"
-            return Decoded(number, time, None, f"the frame is {size}; frames that change size are left out")
-        try:
-            image = frame.to_ndarray(format="bgr24")
-        except (av.FFmpegError, ValueError) as error:
-            return Decoded(number, time, None, f"the pixel format {frame.format.name}: {error}")
-        return Decoded(number, time, _upright(image, self._rotation))
+        return picture(number, time, frame, self._shape, self._rotation)
 
     def _failed(self, number: int, reason: str) -> Decoded:
         return Decoded(number - self._index.first, self._time(number), None, reason)
-
-
-def _upright(image: U8, rotation: int) -> U8:
-    """Turn by ``rotation`` degrees counter-clockwise, a multiple of 90."""
-    turn = _TURNS.get(rotation % 360)
-    return image if turn is None else np.asarray(cv2.rotate(image, turn), np.uint8)
-
-
-_TURNS = {90: cv2.ROTATE_90_COUNTERCLOCKWISE, 180: cv2.ROTATE_180, 270: cv2.ROTATE_90_CLOCKWISE}
