@@ -216,7 +216,7 @@ def main() -> int:
                 env={"PYTHONPATH": os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH", "")]))},
             )  # fmt: skip
             settings = PipelineSettings(
-                backend="tests.humans4d_small" if given.small else "humans4d", options=options, detect=stage,
+                backend="tests.humans4d_small" if given.small else "bench.humans4d_few", options=options, detect=stage,
                 mesh=stage, track=replace(stage, device="cpu"),
                 deadlines=Deadlines(importing=300, loading=600, warming=300, working=300),
             )  # fmt: skip

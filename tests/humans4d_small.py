@@ -7,32 +7,17 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from bench.humans4d_few import Few
 from stages.backends.humans4d import BACKEND as REAL
 from stages.protocols import Report
-from stages.records import Detections, Frame
 
 MOST = 2
 """People of a frame that are kept: the random detector sees dozens."""
-
-
-class Few:
-    """The real detector, with the first few of what it finds."""
-
-    def __init__(self, found: Any) -> None:
-        self._found = found
-
-    def detect(self, frames: Sequence[Frame]) -> list[Detections]:
-        return [_first(one) for one in self._found.detect(frames)]
-
-
-def _first(found: Detections) -> Detections:
-    extra = {name: value if name == "size" else value[:MOST] for name, value in found.extra.items()}
-    return Detections(found.boxes[:MOST], found.scores[:MOST], extra)
 
 
 def _detector(options: Mapping[str, Any], report: Report) -> Few:
@@ -44,7 +29,7 @@ def _detector(options: Mapping[str, Any], report: Report) -> Few:
 
     config = synthetic.small_detector(detect.vitdet_config(), "vitdet")
     weights = Path(options["vitdet_weights"])
-    return Few(detect.PersonDetector.from_config(config, weights, Options.from_mapping(options), report))
+    return Few(detect.PersonDetector.from_config(config, weights, Options.from_mapping(options), report), MOST)
 
 
 def _mesh(options: Mapping[str, Any], report: Report) -> Any:
