@@ -55,9 +55,15 @@ class Spawner:
         Raises:
             OSError: the interpreter cannot be started.
         """
-        stderr_read, stderr_write = os.pipe()
-        os.set_blocking(stderr_read, False)
-        life = Life(now, stderr_read, os.memfd_create("stack"), os.memfd_create("report"))
+        with contextlib.ExitStack() as opened:  # each of these may be one descriptor too many
+            stderr_read, stderr_write = os.pipe()
+            opened.callback(os.close, stderr_read)
+            opened.callback(os.close, stderr_write)
+            os.set_blocking(stderr_read, False)
+            stack_fd = os.memfd_create("stack")
+            opened.callback(os.close, stack_fd)
+            life = Life(now, stderr_read, stack_fd, os.memfd_create("report"))
+            opened.pop_all()
         boot = Boot(
             name=spec.name, entry=spec.entry, config=dict(spec.config), control=self._places.control,
             recorder_fd=recorder_fd, stack_fd=life.stack_fd, report_fd=life.report_fd,
@@ -86,7 +92,7 @@ class Spawner:
         )  # fmt: skip
         self._executed[process.pid] = process
         life.pid = process.pid
-        life.pidfd = os.pidfd_open(process.pid)
+        life.pidfd = _pidfd(process.pid)
 
     def _fork(self, spec: ProcessSpec, boot: Boot, life: Life, fds: Mapping[int, int]) -> None:
         key = _key(spec)
@@ -123,10 +129,7 @@ class Spawner:
                     life = self._waiting.pop((server.pid, answer["request"]))
                     life.pid, life.request = answer["pid"], None
                     self._forked[answer["pid"]] = (server, life)
-                    try:
-                        life.pidfd = os.pidfd_open(answer["pid"])
-                    except ProcessLookupError:
-                        life.status = 9
+                    life.pidfd = _pidfd(answer["pid"])
                 elif answer["pid"] in self._forked:
                     _, life = self._forked.pop(answer["pid"])
                     life.status = answer["status"]
@@ -200,6 +203,14 @@ class Spawner:
             life.kill(9)
 
 
+def _pidfd(pid: int) -> int | None:
+    """None where there is no descriptor left, or the process has gone already: then it is looked for in each turn."""
+    try:
+        return os.pidfd_open(pid)
+    except OSError:
+        return None
+
+
 def _exists(pid: int) -> bool:
     try:
         os.kill(pid, 0)
@@ -207,9 +218,13 @@ def _exists(pid: int) -> bool:
         return False
     except PermissionError:
         return True
-    with contextlib.suppress(FileNotFoundError, ProcessLookupError), open(f"/proc/{pid}/stat", "rb") as stat:
-        return stat.read().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
-    return False
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as stat:
+            return stat.read().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    except OSError:  # no descriptor is left: it is asked again in the next turn
+        return True
 
 
 def _key(spec: ProcessSpec) -> ServerKey:

@@ -1,4 +1,4 @@
-"""Decoding that takes long is no hang; a decoder that dies in a video without times does so a bounded number of times."""
+"""Decoding that takes long is no hang; in a video without times a decoder dies only so often."""
 
 from __future__ import annotations
 
