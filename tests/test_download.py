@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from stages.backends import download as module
 from stages.backends.download import FetchError, Patience, RefusedError, download, part_of
 from tests.hostile_server import DATE, Act, Server, serving
 
+HERE = Path(__file__).parent.parent
 CONTENT = random.Random(7).randbytes(300_000)
 QUICK = Patience(silence=20.0, attempts=3, pause=0.0)
 """Silence is long: only the tests about silence may meet its end, however busy the machine is."""
@@ -397,16 +398,22 @@ def test_whatever_happens_the_file_is_right_or_has_no_name(
 # --- disks -----------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def small_disk() -> str:
-    """How to begin a command that has a disk of its own at /mnt, with 200 kB of room."""
-    mount = "mount -t tmpfs -o size=200k none /mnt"
-    if (
-        shutil.which("unshare") is None
-        or subprocess.run(["unshare", "-Urm", "sh", "-c", mount], capture_output=True).returncode
-    ):
+def on_small_disk(
+    size: str, script: str, *arguments: str, env: Mapping[str, str]
+) -> subprocess.CompletedProcess[str]:
+    """Run a script that has a disk of ``size`` of its own at /mnt."""
+    mount = f"mount -t tmpfs -o size={size} none /mnt"
+    start = ["unshare", "-Urm", "sh", "-c"]
+    if shutil.which("unshare") is None or subprocess.run([*start, mount], capture_output=True).returncode:
         pytest.skip("needs a mount namespace (unshare -Urm)")
-    return mount
+    return subprocess.run(
+        [*start, f'{mount} && exec "$@"', "sh", sys.executable, "-c", script, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=HERE,
+        env={**env, "PYTHONPATH": str(HERE), "PYTHONDONTWRITEBYTECODE": "1"},
+    )
 
 
 ON_SMALL_DISK = """
@@ -428,16 +435,8 @@ with serving({"/f": CONTENT}) as server:
 
 
 @pytest.mark.parametrize("told", ["told", "not told"])
-def test_a_full_disk_is_told_as_such(small_disk: str, told: str) -> None:
-    command = f'{small_disk} && exec "$0" -c "$1" "$2"'
-    done = subprocess.run(
-        ["unshare", "-Urm", "sh", "-c", command, sys.executable, ON_SMALL_DISK, told],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        cwd=Path(__file__).parent.parent,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "PYTHONDONTWRITEBYTECODE": "1"},
-    )
+def test_a_full_disk_is_told_as_such(told: str) -> None:
+    done = on_small_disk("200k", ON_SMALL_DISK, told, env=os.environ)
     assert done.returncode == 0, done.stderr
     message, left = done.stdout.strip().splitlines()
     assert message.startswith("no room in /mnt: ") and "make room, and run it again" in message

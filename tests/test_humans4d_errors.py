@@ -112,7 +112,8 @@ class Machine:
         (result,) = json.loads(output)
         assert code in (1, 2) and not result["ok"], said
         assert result["error"] == "configuration-error", result
-        assert "again in" not in said, "a configuration error is not tried again"
+        # A fork server that cannot be started is done without, once for each stage.
+        assert said.count("again in") <= len(STAGES), "a configuration error is not tried again"
         message = str(result["message"])
         assert "\n" not in message and len(message) < 1000
         return message

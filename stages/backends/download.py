@@ -141,14 +141,14 @@ def _same(path: Path, file: FileIO) -> bool:
 
 def lock(file: Any, waiting: Callable[[], None]) -> None:
     """Lock an open file against other processes; ``waiting`` is called if it is locked by one. On file systems that
-    know no locks there is none."""
+    know no locks there is none (NFS knows none on a file opened for reading: EBADF)."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         waiting()
         fcntl.flock(file, fcntl.LOCK_EX)
     except OSError as error:
-        if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
+        if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF):
             raise
 
 

@@ -61,7 +61,8 @@ def _fetch(options: Mapping[str, Any], view: FetchView, source: str = "") -> Non
         del fraction
         view.say(detail)
 
-    models.fetch(report, str(options.get("cache", "")), Path(source).expanduser() if source else None)
+    wheel = Path(source).expanduser() if source else None
+    models.fetch(report, str(options.get("cache", "")), wheel, files=models.FILES)
 
 
 BACKEND = Backend(
