@@ -97,6 +97,8 @@ class Life:
         """What a hung one was doing when it was found out: the way down may wake it, and clear the record."""
         self.steps: list[tuple[float, int]] = []
         """Signals still to be sent: (when, which), in order."""
+        self.killed_at: float | None = None
+        """When the last of them was sent."""
         self.oom_kills = oom_kills()
 
     def is_of(self, pid: int, former: int | None) -> bool:
@@ -123,6 +125,7 @@ class Life:
         while self.steps and self.steps[0][0] <= now and self.pid is not None:
             _, number = self.steps.pop(0)
             self.kill(number)
+            self.killed_at = now if number == signal.SIGKILL else None
 
     def kill(self, number: int) -> None:
         """Send a signal; SIGKILL goes to the whole process group, so that no grandchild stays."""

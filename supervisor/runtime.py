@@ -39,16 +39,31 @@ def make_runtime(base: Path | None = None) -> Path:
             continue
         sweep(candidate)
         folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=candidate))
-        # Locked before it has its name: nobody's sweep may find it free.
-        descriptor = os.open(folder / "new", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        os.rename(folder / "new", folder / LOCK_NAME)
-        _held[folder] = descriptor
+        _lock(folder)
         return folder
     raise RuntimePathError(
         f"no writable folder for sockets with a short enough path (tried {', '.join(map(str, candidates))}): "
         f"Unix socket paths end at {UNIX_PATH_MAX} bytes; set a shorter runtime folder, such as /tmp"
     )
+
+
+def restore_runtime(folder: Path) -> None:
+    """Make a folder again that somebody has removed: who clears away temporary files, or a session's at its end.
+
+    Raises:
+        RuntimePathError: it cannot be made again.
+    """
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        descriptor = _held.pop(folder, None)
+        if descriptor is not None:
+            os.close(descriptor)
+        _lock(folder)
+    except OSError as error:
+        raise RuntimePathError(
+            f"the folder of the sockets, {folder}, has been removed and cannot be made again ({error.strerror}); "
+            "start Poseward anew, with a runtime folder that nobody clears"
+        ) from error
 
 
 def remove_runtime(folder: Path) -> None:
@@ -57,6 +72,14 @@ def remove_runtime(folder: Path) -> None:
     descriptor = _held.pop(folder, None)
     if descriptor is not None:
         os.close(descriptor)
+
+
+def _lock(folder: Path) -> None:
+    # Locked before it has its name: nobody's sweep may find it free.
+    descriptor = os.open(folder / "new", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    os.rename(folder / "new", folder / LOCK_NAME)
+    _held[folder] = descriptor
 
 
 def sweep(base: Path) -> list[Path]:

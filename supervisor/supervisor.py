@@ -25,7 +25,8 @@ from supervisor.janitor import Janitor
 from supervisor.memory import DeviceGate, DeviceProbe, Nvml
 from supervisor.policy import RestartTracker
 from supervisor.process import ChildState, Life, Managed
-from supervisor.runtime import remove_runtime
+from supervisor.room import Room
+from supervisor.runtime import RuntimePathError, remove_runtime, restore_runtime
 from supervisor.spawn import Places, Spawner
 from supervisor.spec import ProcessSpec
 
@@ -34,10 +35,9 @@ LATENESS = 1.0
 """A turn that comes this much later than asked means that the supervisor itself did not run: it forgives."""
 HEALTHY_AFTER = 5.0
 """Seconds of work after which a process counts as healthy, and its backoff starts anew."""
-GATE_EVERY = 1.0
-GATE_TELL_EVERY = 5.0
-DEVICES_EVERY = 2.0
-"""Seconds between looks at the memory of GPUs in use."""
+STUCK_AFTER = 10.0
+"""Seconds after SIGKILL for a process to be gone."""
+STUCK = "killed, but the kernel does not let go of it: it waits for a disk, a network folder or a driver"
 MOST_MESSAGES = 1000
 """Messages taken in one turn, so that a chatty child cannot hold up the others."""
 LAST_WORDS = 5
@@ -74,7 +74,7 @@ class Supervisor:
         self._on_event = on_event
         self._clock = clock
         self._rng = rng or random.Random()
-        self._gate = DeviceGate(probe or Nvml())
+        self._room = Room(DeviceGate(probe or Nvml()), on_event, clock)
         self._managed: dict[str, Managed] = {}
         self._context = zmq.Context()
         self._router = self._context.socket(zmq.ROUTER)
@@ -87,7 +87,6 @@ class Supervisor:
         self._janitor = Janitor(runtime)
         self._history = MemoryHistory(clock)
         self._started = False
-        self._devices_due = 0.0
         self._stopping = False
         self._closed = False
         self._turn_ended = clock()
@@ -128,7 +127,7 @@ class Supervisor:
                 self._look_after(managed, managed.life, ready)
         if not self._stopping:
             self._start_due()
-            self._look_at_devices()
+            self._room.look(self._managed.values())
             self._remember_memory()
         self._turn_ended = self._clock()
 
@@ -173,14 +172,17 @@ class Supervisor:
         return self._history.data()
 
     def stop(self, grace: float) -> None:
-        """Ask all to stop, insist after ``grace`` seconds, reap all, remove the folder. May be called twice."""
+        """Ask all to stop, insist after ``grace`` seconds, reap all that the kernel lets go of, remove the folder. May
+        be called twice."""
         if self._closed:
             return
         self._stopping = True
         for managed in self._managed.values():
             managed.due = None
             self._ask_to_leave(managed, ExitKind.STOPPED, "stopped", grace)
-        while any(managed.life is not None for managed in self._managed.values()):
+        longest = max((managed.spec.deadlines.grace for managed in self._managed.values()), default=0.0)
+        until = self._clock() + grace + longest + STUCK_AFTER + 1.0
+        while any(m.life is not None for m in self._managed.values()) and self._clock() < until:
             self.step(0.05)
         self._closed = True
         self._spawner.close()
@@ -272,6 +274,9 @@ class Supervisor:
             life.hung_in = life.hung_in or managed.recorder.read()
             life.bring_down(now, ExitKind.HUNG, missed, managed.spec.deadlines, dump=True)
         life.take_steps(now)
+        if life.killed_at is not None and now - life.killed_at > STUCK_AFTER and life.detail != STUCK:
+            life.detail = STUCK
+            self._on_event(ev.Output(managed.spec.name, f"process {life.pid}: {STUCK}"))
         if life.pid is None and life.steps and life.steps[-1][0] <= now:
             self._spawner.give_up(life)
 
@@ -328,43 +333,9 @@ class Supervisor:
 
     def _start_due(self) -> None:
         for managed in self._managed.values():
-            if managed.due is not None and managed.due <= self._clock() and self._has_room(managed):
+            if managed.due is not None and managed.due <= self._clock() and self._room.is_there(managed):
                 managed.due = None
                 self._spawn(managed)
-
-    def _has_room(self, managed: Managed) -> bool:
-        memory = managed.spec.memory
-        if memory.device is None or not memory.device_need:
-            return True
-        env = {**os.environ, **managed.spec.env}
-        answer = self._gate.ask(memory.device, memory.device_need, env)
-        managed.device_free = answer.free
-        managed.lacks_memory = ""
-        if answer.open:
-            return True
-        now = self._clock()
-        managed.due = now + GATE_EVERY
-        managed.lacks_memory = (
-            f"GPU {memory.device}: {answer.free >> 20} MB free, {memory.device_need >> 20} MB needed"
-        )
-        if now - managed.gate_told >= GATE_TELL_EVERY:
-            managed.gate_told = now
-            self._on_event(ev.WaitingForMemory(managed.spec.name, memory.device_need, answer.free, answer.holders))
-        return False
-
-    def _look_at_devices(self) -> None:
-        now = self._clock()
-        if now < self._devices_due:
-            return
-        self._devices_due = now + DEVICES_EVERY
-        for managed in self._managed.values():
-            device, life = managed.spec.memory.device, managed.life
-            if device is not None and life is not None:
-                found = self._gate.look(device, {**os.environ, **managed.spec.env})
-                managed.device_free = found.free if found else None
-                life.device_used = (
-                    found.holders.get(life.pid or 0) if found and found.holders is not None else None
-                )
 
     def _remember_memory(self) -> None:
         if not self._history.due():
@@ -378,15 +349,27 @@ class Supervisor:
     def _spawn(self, managed: Managed) -> None:
         managed.recorder.erase()
         try:
+            self._mend_folder()
             managed.life = self._spawner.start(managed.spec, managed.recorder.fd, self._clock())
+        except RuntimePathError as error:
+            self._not_started(managed, ExitKind.EXCEPTION, str(error))
         except (ConnectionError, BlockingIOError):
             managed.due = self._clock() + BUSY  # the fork server has died; a new one is started in the next turn
         except OSError as error:
             kind, reason = ExitKind.EXCEPTION, f"cannot start {managed.spec.python}: {error.strerror}"
             if error.errno in NOT_STARTABLE:
                 kind, reason = ExitKind.CONFIGURATION, f"{reason}; set stages.<name>.python"
-            report = ev.ExitReport(
-                kind, 0, None, None, reason, "starting", None, None, ()
-            )  # fmt: skip
-            managed.last_exit = report
-            self._after(managed, report)
+            self._not_started(managed, kind, reason)
+
+    def _not_started(self, managed: Managed, kind: ExitKind, reason: str) -> None:
+        managed.last_exit = ev.ExitReport(kind, 0, None, None, reason, "starting", None, None, ())
+        self._after(managed, managed.last_exit)
+
+    def _mend_folder(self) -> None:
+        """Where the sockets' folder has been removed, nobody who starts now would find anybody."""
+        if (self._runtime / CONTROL_NAME).exists():
+            return
+        restore_runtime(self._runtime)
+        self._router.bind(f"ipc://{self._runtime / CONTROL_NAME}")
+        for managed in self._managed.values():
+            self._ask_to_leave(managed, ExitKind.RECYCLED, "the folder of its sockets had been removed")

@@ -101,3 +101,11 @@ def grows(link: Link, config: dict[str, Any]) -> None:
         link.receive(0.02)
         if len(hoard) < 40:
             hoard.append(bytearray(os.urandom(8 << 20)))
+
+
+def deaf(link: Link, config: dict[str, Any]) -> None:
+    """Leaves for nobody."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    link.ready()
+    while True:
+        time.sleep(FOR_EVER)

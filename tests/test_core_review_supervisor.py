@@ -6,14 +6,22 @@ import contextlib
 import errno
 import os
 import resource
+import shutil
 import signal
+import tempfile
 import time
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
+import supervisor.supervisor
 from supervisor import events as ev
+from supervisor.events import ExitKind
+from supervisor.runtime import sweep
+from supervisor.spec import Deadlines
 from tests.test_supervisor import Bench, bench
 
 __all__ = ["bench"]
@@ -107,3 +115,59 @@ def test_what_was_opened_for_a_start_that_failed_is_closed(bench: Bench, monkeyp
         lives = len(bench.of(ev.Ready))
         bench.ready(lives + 1)
         assert open_descriptors() <= before + 1
+
+
+def test_a_process_that_not_even_sigkill_ends_is_named_and_cannot_hold_up_the_end(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor.supervisor, "STUCK_AFTER", 0.5)
+    bench.add("deaf", deadlines=Deadlines(working=1.0, heartbeat=1.5, grace=0.2))
+    bench.add("echo", name="other")
+    bench.supervisor.start()
+    bench.ready(2)
+    pid = bench.supervisor.states()["worker"].pid
+    assert pid is not None
+    kill, killpg = os.kill, os.killpg
+
+    def unkillable(how: Any) -> Any:  # as in an uninterruptible wait
+        return lambda number, which: None if (number, which) == (pid, signal.SIGKILL) else how(number, which)
+
+    monkeypatch.setattr(os, "kill", unkillable(kill))
+    monkeypatch.setattr(os, "killpg", unkillable(killpg))
+    began = time.monotonic()
+    bench.supervisor.stop(0.2)
+    assert time.monotonic() - began < 20.0
+    lines = [event.line for event in bench.of(ev.Output)]
+    assert [line for line in lines if f"process {pid}: killed, but the kernel does not let go" in line], lines
+    assert [event.name for event in bench.of(ev.Died)] == ["other"]
+    monkeypatch.undo()
+    with contextlib.suppress(ProcessLookupError):  # the lifeline may have ended it
+        os.killpg(pid, signal.SIGKILL)
+
+
+def test_a_folder_of_sockets_that_somebody_removed_is_made_again(bench: Bench) -> None:
+    bench.add("echo")
+    bench.add("echo", name="other", preload=True)
+    bench.supervisor.start()
+    bench.ready(2)
+    shutil.rmtree(bench.runtime)
+    bench.do("kill")
+    bench.ready(4)  # the other one too: what it listens on is gone
+    assert ExitKind.RECYCLED in [event.exit.kind for event in bench.of(ev.Died) if event.name == "other"]
+    for name in ("worker", "other"):
+        assert bench.supervisor.send(name, "question", {})
+    bench.until(lambda: len(bench.of(ev.Message)) == 2, "answers")
+    assert bench.runtime.stat().st_mode & 0o777 == 0o700
+    assert sweep(bench.runtime.parent) == []  # it is locked again
+
+
+def test_where_it_cannot_be_made_again_that_is_why_nothing_starts() -> None:
+    base = Path(tempfile.mkdtemp(prefix="pw", dir="/tmp"))
+    bench = Bench(base)
+    bench.add("echo")
+    bench.supervisor.start()
+    bench.ready()
+    shutil.rmtree(base)
+    bench.do("kill")
+    assert "has been removed and cannot be made again" in bench.death(2).reason
+    bench.supervisor.stop(1.0)
