@@ -84,7 +84,7 @@ def test_a_connection_cut_half_way_is_resumed(server: Server, tmp_path: Path, ac
     if not act.reset:  # what the kernel still had when the reset came is lost
         assert second[1] == "bytes=100000-"
     assert server.versions == [None, DATE]
-    assert "going on in" in view.story
+    assert "; going on after " in view.story
 
 
 def test_as_often_as_something_new_comes(server: Server, tmp_path: Path) -> None:

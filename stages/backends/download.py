@@ -191,14 +191,15 @@ class _Download:
                 reason = str(again)
             best, failures = (self._have, 0) if self._have > best else (best, failures + 1)
             if failures >= self._patience.attempts:
-                raise FetchError(
-                    f"{self._url}: {reason}; {_size(self._have)} are kept, run it again to go on from there (if the "
-                    "network needs a proxy, set https_proxy)"
+                kept = (
+                    f"{_size(self._have)} are kept, run it again to go on from there"
+                    if self._have
+                    else "run it again"
                 )
+                raise FetchError(f"{self._url}: {reason}; {kept} (if this network needs a proxy, set https_proxy)")
             pause = min(self._patience.pause * 2 ** max(failures - 1, 0), LONGEST_PAUSE)
-            self._view.say(
-                f"{self._target.name}: {reason}; going on in {pause:.0f} s, {_size(self._have)} are there"
-            )
+            after = f" after {_size(self._have)}" if self._have else ""
+            self._view.say(f"{self._target.name}: {reason}; going on{after} in {pause:.0f} s")
             sleep(pause)
 
     def _attempt(self) -> None:
@@ -254,7 +255,7 @@ class _Download:
             return _AgainError(f"not a byte for {self._patience.silence:.0f} s")
         if isinstance(error, http.client.IncompleteRead):
             return _AgainError("the connection ended early")
-        return _AgainError(str(reason) or type(reason).__name__)
+        return _AgainError(getattr(reason, "strerror", None) or str(reason) or type(reason).__name__)
 
     def _receive(self, response: Any, have: int) -> None:
         start, total = self._place(response)

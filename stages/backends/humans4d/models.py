@@ -103,6 +103,8 @@ def fetch(
     todo = plan(options, files)
     for licence in todo.licences:
         view.say(licence)
+    for file in todo.user:  # told first, so that it can be got meanwhile
+        view.say(str(file_problem(file, options.path(file.option))))
     archives: dict[str, list[WeightFile]] = {}
     refused = []
     for file in todo.to_fetch:
