@@ -126,6 +126,17 @@ def test_the_backend_is_asked_in_the_stages_interpreter(tmp_path: Path, monkeypa
     assert found.found == "mesh: no option colour" and "[stages.options]" in found.way_out
 
 
+def test_what_the_stage_and_what_the_backend_lacks_are_told_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packages = package(tmp_path / "packages", "pkgboth", "")
+    package(packages / "pkgboth", "model", FAKE_BACKEND.replace("preload={}", "preload={'mesh': ('nosuch',)}"))
+    monkeypatch.syspath_prepend(packages)
+    sets = ("stages.backend=pkgboth.model", f"stages.mesh.env.PYTHONPATH={packages}")
+    found = [finding.found for finding in look(make_context(tmp_path, *sets), "stages.mesh")]
+    assert found[0] == f"mesh: {sys.executable} has no nosuch" and "mesh: phalp is too old" in found
+
+
 PLAIN_BACKEND = """
 from stages.backends.blazepose import BACKEND as BLAZEPOSE
 from stages.protocols import Backend

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import pty
@@ -10,6 +11,7 @@ import re
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 import zipfile
 from collections.abc import Callable, Iterator
@@ -192,6 +194,20 @@ def test_a_damaged_archive_of_the_users_stays_where_it_is(home: Path, server: Se
 def test_an_archive_with_another_layout(home: Path, server: Server) -> None:
     server.files[ARCHIVE] = packed(leave="data/SMPL_to_J19.pkl")
     with pytest.raises(FetchError, match=r"has no data/SMPL_to_J19.pkl: its layout has changed"):
+        fetch(server.url)
+    assert not any((home / file.default).exists() for file in MEMBERS)
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE])
+def test_a_member_that_is_no_file(home: Path, server: Server, kind: bytes) -> None:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+        for file in MEMBERS:
+            entry = tarfile.TarInfo(file.member)
+            entry.type, entry.linkname = kind, "/etc/hostname"
+            archive.addfile(entry)
+    server.files[ARCHIVE] = buffer.getvalue() + bytes(20_000)  # the server's file may be longer than its content
+    with pytest.raises(FetchError, match="its layout has changed"):
         fetch(server.url)
     assert not any((home / file.default).exists() for file in MEMBERS)
 

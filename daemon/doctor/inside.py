@@ -34,9 +34,12 @@ def main() -> None:
 
     say(prefix=sys.prefix, base=sys.base_prefix)
     imported = [name for name in request["modules"] if _import(name, say)]
-    if len(imported) == len(request["modules"]):
-        say(step="asking the backend what it needs")
+    say(step="asking the backend what it needs")
+    try:
         say(problems=_problems(request["backend"], request["stage"], request["options"]))
+    except ImportError:
+        if len(imported) == len(request["modules"]):
+            raise  # else what is missing has been said
     say(versions=_versions([*request["modules"], *request["packages"]]))
     if request["cuda"]:
         say(step="loading libcuda.so.1")
