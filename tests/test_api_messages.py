@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from daemon.api import messages as ms
 from daemon.api.messages import ApiError, read_id, read_request, write_error, write_event, write_reply
 from daemon.client import messages as client
+from daemon.client.messages import events_address
 
 PLAIN = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.text(max_size=9) | st.binary(),
@@ -126,3 +127,18 @@ def test_file_names_that_are_no_utf8_do_not_stop_a_reply() -> None:
     _, found = client.read(write_reply(1, {"name": "a\udcff.mp4", "more": [{"b": "\udc80"}]}))
     assert found["name"] == "a\ufffd.mp4"
     assert msgpack.unpackb(write_event({"name": "\udcff"}))["name"] == "\ufffd"
+
+
+@pytest.mark.parametrize(
+    ("told", "requests", "reached"),
+    [
+        ("tcp://0.0.0.0:5556", "tcp://box.example:5555", "tcp://box.example:5556"),
+        ("tcp://[::]:5556", "tcp://[fe80::1]:5555", "tcp://[fe80::1]:5556"),
+        ("tcp://127.0.0.1:5556", "tcp://127.0.0.1:5555", "tcp://127.0.0.1:5556"),
+        ("ipc:///run/poseward/events.sock", "ipc:///run/poseward/api.sock", "ipc:///run/poseward/events.sock"),
+        ("ipc:///run/poseward/events.sock", "tcp://box:5555", "ipc:///run/poseward/events.sock"),
+    ],
+)
+def test_events_are_at_the_host_where_the_daemon_answers(told: str, requests: str, reached: str) -> None:
+    """What the daemon is bound to is often no address for anybody else."""
+    assert events_address(told, requests) == reached

@@ -19,7 +19,7 @@ import zmq.asyncio
 import zmq.auth
 
 from daemon.client import messages
-from daemon.client.messages import ClientError, Page
+from daemon.client.messages import ClientError, Page, events_address
 from stages.records import FrameRecord, Header
 
 QUICK = 5.0
@@ -252,7 +252,7 @@ class AsyncClient:
     async def events(self, *topics: str) -> AsyncIterator[tuple[str, dict[str, Any]]]:
         """Events whose topic begins with one of ``topics`` (all, without any), as they come, for ever."""
         if self._events_address is None:
-            self._events_address = str((await self.hello())["events"])
+            self._events_address = events_address(str((await self.hello())["events"]), self.address)
         socket = self._prepare(self._context.socket(zmq.SUB))
         try:
             socket.connect(self._events_address)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -98,3 +99,17 @@ def _arrays(value: Any, blob: bytes) -> Any:
     if isinstance(value, list):
         return [_arrays(item, blob) for item in value]
     return value
+
+
+def events_address(told: str, requests: str) -> str:
+    """The address of the events as this client reaches it: the daemon names the host that it is bound to, which from
+    elsewhere is another one (``0.0.0.0``, a name inside of a container).
+
+    Args:
+        told: by the daemon.
+        requests: at which this client reaches it.
+    """
+    port = re.search(r":\d+$", told)
+    if port is None or not (told.startswith("tcp://") and requests.startswith("tcp://")):
+        return told
+    return re.sub(r":\d+$", port[0], requests)
