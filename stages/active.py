@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -34,6 +35,8 @@ class Active:
     isolated: dict[str, list[int]] = field(default_factory=dict)
     skipped: dict[str, dict[int, str]] = field(default_factory=dict)
     replays: int = 0
+    """How often what was in flight was lost, though nothing had died, since the last committed frame."""
+    last_death: float = -math.inf
     progress_sent: float = 0.0
 
     def worked(self, stage: str, count: int, seconds: float) -> None:
@@ -41,6 +44,7 @@ class Active:
         self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
 
     def died(self, process: str, exit_report: ExitReport) -> None:
+        self.last_death = time.monotonic()
         self.restarts.append(
             {
                 "process": process,

@@ -58,6 +58,11 @@ class Reading:
     ended: bool = False
 
 
+MOST_FAILED = 1000
+"""Failed frames that may be in flight. They need no slot, so that nothing else bounds them while one frame of one of
+several replicas takes long."""
+
+
 class Decode:
     """The loop of the decode process; it alone writes into the ring and decides which slot is free."""
 
@@ -184,8 +189,9 @@ class Decode:
     def _next_reading(self) -> Reading | None:
         """Urgent jobs first, then by age. The last free slot is kept for urgent ones."""
         ready = [r for r in self._readings.values() if r.frames is not None and not r.ended]
+        full = len(self._pending) > self._ring.slots + MOST_FAILED
         for reading in sorted(ready, key=lambda r: not r.urgent):
-            if len(self._free) > (0 if reading.urgent else 1):
+            if len(self._free) > (0 if reading.urgent else 1) and (reading.urgent or not full):
                 return reading
         return None
 

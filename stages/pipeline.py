@@ -7,6 +7,7 @@ committed. Nothing here waits for anything: `Pipeline.step` runs one turn of the
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import shutil
 import time
@@ -16,15 +17,16 @@ from pathlib import Path
 from typing import Any
 
 from stages.active import Active
+from stages.blame import Blame
 from stages.jobs import Job, JobDone, JobEvent, JobFailed, JobOpened, StageEvent
 from stages.processes import build_specs, check_faults, process_names, slot_bytes, stage_of
 from stages.protocols import find_backend
-from stages.recovery import WHOLE_JOB, PoisonLedger
+from stages.recovery import CHANGED, looks
 from stages.ring import Ring
 from stages.settings import STAGES, PipelineSettings
 from stages.telling import in_words
 from supervisor import events as ev
-from supervisor.runtime import make_runtime
+from supervisor.runtime import make_runtime, remove_runtime
 from supervisor.supervisor import Supervisor
 
 PROGRESS_EVERY = 0.1
@@ -32,9 +34,9 @@ PROGRESS_EVERY = 0.1
 STALL_AFTER = 20.0
 """Seconds without a commit, while every stage is ready and idle, after which everything is replayed."""
 REPLAYS_WITHOUT_PROGRESS = 10
-"""A job that is replayed this often without one more committed frame fails by name."""
-
-BLAMELESS = (ev.ExitKind.CLEAN, ev.ExitKind.RECYCLED, ev.ExitKind.STOPPED, ev.ExitKind.CONFIGURATION)
+"""A job that is replayed this often without one more committed frame, and without a death, fails by name."""
+CALM_AFTER = 60.0
+"""Seconds since the last death after which a replay can no longer have to do with it."""
 
 
 class Pipeline:
@@ -67,9 +69,13 @@ class Pipeline:
         self._patient = patient
         check_faults(settings)
         backend = find_backend(settings.backend)
-        self._runtime = make_runtime(runtime)
-        self._ring = Ring.create(settings.slots, slot_bytes(settings))
-        self._supervisor = Supervisor(self._runtime, self._on_supervisor, wake=wake)
+        with contextlib.ExitStack() as made:
+            self._ring = Ring.create(settings.slots, slot_bytes(settings))
+            made.callback(self._ring.close)
+            self._runtime = make_runtime(runtime)
+            made.callback(remove_runtime, self._runtime)
+            self._supervisor = Supervisor(self._runtime, self._on_supervisor, wake=wake)
+            made.pop_all()
         for spec in build_specs(settings, backend, self._ring, self._runtime):
             self._supervisor.add(spec)
         self._numbers = itertools.count(1)
@@ -78,9 +84,7 @@ class Pipeline:
         self._ready: set[str] = set()
         self._died: set[str] = set()
         self._epoch = 1
-        self._ledger = PoisonLedger()
-        self._skips_since_open: dict[str, int] = {}
-        self._opened_circuits: dict[str, int] = {}
+        self._blamed = Blame(self._active)
         self._last_commit = time.monotonic()
         self._worked = dict.fromkeys(STAGES, (0, 0.0))
         self._closed = False
@@ -184,7 +188,7 @@ class Pipeline:
 
     def _drop(self, active: Active) -> None:
         self._active.pop(active.number, None)
-        self._ledger.drop(active.number)
+        self._blamed.drop(active.number)
         for stage in STAGES:
             self._send(stage, "drop", {"job": active.number})
 
@@ -217,15 +221,17 @@ class Pipeline:
 
     # -- recovery --------------------------------------------------------------------------------
 
-    def _raise_epoch(self) -> None:
+    def _raise_epoch(self, *, lost: bool = False) -> None:
+        """Have all that is not committed emitted again. ``lost`` says that no death is the reason."""
         self._epoch += 1
-        self._last_commit = time.monotonic()
+        self._last_commit = now = time.monotonic()
         for stage in STAGES:
             self._send(stage, "epoch", {"epoch": self._epoch})
         for active in list(self._active.values()):
-            active.replays += 1
+            active.replays += lost
             active.counts = dict.fromkeys(active.counts, active.next_frame)
-            if active.replays > REPLAYS_WITHOUT_PROGRESS and not active.restarts:
+            calm = now - active.last_death > CALM_AFTER
+            if lost and calm and active.replays > REPLAYS_WITHOUT_PROGRESS:
                 self._fail(active, "no-progress", f"frame {active.next_frame} got lost again and again")
 
     def _check_stall(self) -> None:
@@ -235,7 +241,7 @@ class Pipeline:
         states = self._supervisor.states()
         if len(self._ready) == len(states) and all(state.busy_seconds == 0 for state in states.values()):
             self._tell("pipeline", "stalled", f"no commit for {STALL_AFTER:.0f} s: replaying")
-            self._raise_epoch()
+            self._raise_epoch(lost=True)
 
     def _on_ready(self, name: str) -> None:
         self._ready.add(name)
@@ -267,40 +273,21 @@ class Pipeline:
                 active.tracked = False
             if report.kind is not ev.ExitKind.STOPPED:
                 active.died(name, report)
-        if report.kind not in BLAMELESS and report.activity:
-            self._blame(stage, report)
+        self._blame(stage, report)
         if any(other in self._ready for other in process_names(self._settings, stage)):
             self._raise_epoch()  # a replica lives: it takes over what the dead one had
 
     def _blame(self, stage: str, report: ev.ExitReport) -> None:
-        activity = report.activity or {}
-        work = [(int(job), int(frame)) for job, frame in activity.get("work", ())]
-        verdict = self._ledger.blame(stage, work)
-        for (
-            job,
-            frame,
-        ) in work:  # what was done while the word of this death was under way is not held against anybody
-            if (active := self._active.get(job)) is None:
-                self._ledger.drop(job)
-            elif WHOLE_JOB < frame < active.next_frame:
-                self._ledger.committed(job, active.next_frame)
-        for job, frame in verdict.isolate:
-            if (active := self._active.get(job)) is not None:
-                active.isolated.setdefault(stage, []).append(frame)
-                self._tell_suspects(active, stage)
-        for job, frame in verdict.skip:
-            if (active := self._active.get(job)) is None:
-                continue
-            if frame == WHOLE_JOB:
-                self._fail(active, f"{stage}-crashed", f"the {stage} stage keeps dying on it: {report.reason}")
-                continue
-            active.skipped.setdefault(stage, {})[frame] = f"{report.kind.value}: {report.reason}"
-            self._skips_since_open[stage] = self._skips_since_open.get(stage, 0) + 1
+        follows = self._blamed.of(stage, report)
+        for active, frame in follows.skipped:
             self._tell(
                 stage, "skipping", f"frame {frame} of {active.job.id}: {report.reason}",
                 {"job": active.job.id, "frame": frame},
             )  # fmt: skip
+        for active in follows.suspects:
             self._tell_suspects(active, stage)
+        for active in follows.hopeless:
+            self._fail(active, f"{stage}-crashed", f"the {stage} stage keeps dying on it: {report.reason}")
 
     # -- what the supervisor says ------------------------------------------------------------------
 
@@ -321,18 +308,16 @@ class Pipeline:
 
     def _on_circuit(self, event: ev.CircuitOpened) -> None:
         stage = stage_of(event.name)
-        if self._skips_since_open.pop(stage, 0):
-            # The deaths had a cause that has been isolated since: that is progress, not a loop.
+        isolated, again = self._blamed.circuit_opened(stage)
+        if isolated:
             self._supervisor.reset(event.name)
-            return
-        self._opened_circuits[stage] = self._opened_circuits.get(stage, 0) + 1
-        if not self._patient and self._opened_circuits[stage] > 1:
+        elif again and not self._patient:
             self._fail_all("stage-keeps-failing", f"{event.name}: {event.exit.reason}")
 
     def _on_message(self, stage: str, kind: str, payload: dict[str, Any]) -> None:
         if kind == "corrupt":
             self._tell(stage, "corrupt message", f"{payload['reason']}: replaying")
-            self._raise_epoch()
+            self._raise_epoch(lost=True)
             return
         if kind == "shrunk":
             self._tell(stage, "batch shrunk", f"to {payload['batch']}: {payload['reason']}")
@@ -356,18 +341,16 @@ class Pipeline:
             self._fail(active, str(payload["error"]), str(payload["message"]))
 
     def _on_opened(self, active: Active, info: dict[str, Any]) -> None:
+        if active.info is not None and looks(info) != looks(active.info):
+            # Decode has died and opened something else under that name.
+            message = CHANGED.format(now=looks(info), then=looks(active.info))
+            self._fail(active, "source-changed", f"{active.job.source}: {message}")
+            return
         active.opened = True
         if active.info is None:
             active.info = info
-            opened = JobOpened(
-                active.job.id,
-                int(info["width"]),
-                int(info["height"]),
-                float(info["fps"]),
-                info["frames"],
-                info,
-            )
-            self._on_event(opened)
+            size = int(info["width"]), int(info["height"])
+            self._on_event(JobOpened(active.job.id, *size, float(info["fps"]), info["frames"], info))
         if active.tracked:
             self._go(active)
         else:
@@ -387,9 +370,8 @@ class Pipeline:
         active.replays = 0
         self._count(active, "track", 1, float(payload["seconds"]))
         self._last_commit = time.monotonic()
-        self._opened_circuits.clear()
         self._send("decode", "commit", {"job": active.number, "next": active.next_frame})
-        self._ledger.committed(active.number, active.next_frame)
+        self._blamed.committed(active.number, active.next_frame)
         if self._last_commit - active.progress_sent > PROGRESS_EVERY:
             active.progress_sent = self._last_commit
             self._on_event(active.progress())
@@ -411,11 +393,8 @@ class Pipeline:
         allowed = self._settings.max_failed_fraction
         if failed <= allowed * total:
             return False
-        self._fail(
-            active,
-            "too-many-failed-frames",
-            f"{failed} of {total} frames failed, more than stages.max_failed_fraction = {allowed:g} allows",
-        )
+        message = f"{failed} of {total} frames failed, more than stages.max_failed_fraction = {allowed:g} allows"
+        self._fail(active, "too-many-failed-frames", message)
         return True
 
     def _count(self, active: Active, stage: str, frames: int, seconds: float) -> None:

@@ -109,19 +109,29 @@ class ResultWriter:
                 self._flushed += count
                 data = data[count:]
         except OSError as error:
-            free = ""
-            if error.errno in _NO_ROOM:
-                free = "; make room and submit the job again, it continues from the last snapshot"
-            raise ResultsWriteError(f"{self._path}: cannot write results: {error.strerror}{free}") from error
+            raise self._refused(error) from error
+
+    def sync(self) -> None:
+        """Force everything to the disk, against the loss of power; raises as `append` does."""
+        self.flush()
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise self._refused(error) from error
 
     def close(self) -> None:
-        """Flush to the disk and close. May be called twice."""
+        """Sync and close. May be called twice."""
         if not self._file.closed:
             try:
-                self.flush()
-                os.fsync(self._file.fileno())
+                self.sync()
             finally:
                 self._file.close()
+
+    def _refused(self, error: OSError) -> ResultsWriteError:
+        free = ""
+        if error.errno in _NO_ROOM:
+            free = "; make room and submit the job again, it continues from the last snapshot"
+        return ResultsWriteError(f"{self._path}: cannot write results: {error.strerror}{free}")
 
     def _write(self, value: dict[str, Any]) -> None:
         self._pending += pack_value(value)

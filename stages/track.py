@@ -23,7 +23,7 @@ from stages.loop import Reporter, StageLoop
 from stages.names import legible
 from stages.protocols import Backend, Tracker, find_backend
 from stages.records import Failure, FrameRecord, People
-from stages.recovery import WHOLE_JOB
+from stages.recovery import CHANGED, WHOLE_JOB, looks
 from stages.results import ResultWriter
 from stages.start import StageConfig
 from stages.wire import (
@@ -75,6 +75,10 @@ class Tally:
     failures: dict[int, Failure] = field(default_factory=dict)
 
 
+class SourceChangedError(Exception):
+    """The journal holds frames of another input."""
+
+
 Doing = Callable[[int], AbstractContextManager[object]]
 """Writes into the flight recorder that this frame is being folded."""
 
@@ -97,6 +101,7 @@ class Fold:
         width, height, fps = int(info["width"]), int(info["height"]), float(info["fps"])
         options = config.options
         self._folder = folder
+        self._source = looks(info)
         self._backend = backend
         self._every = config.snapshot_every
         self._skipped = skipped
@@ -135,12 +140,13 @@ class Fold:
 
         Raises:
             JournalError: no snapshot can be used, and the journal no longer goes back to the first frame.
+            SourceChangedError: the newest that can be used is of a job on another input.
         """
         why = ""
         for frame, data in self.journal.snapshots():
             try:
                 self._writer = ResultWriter.resume(self._folder / RESULTS_NAME, self._restore(data))
-            except MemoryError:
+            except (MemoryError, SourceChangedError):
                 raise
             except Exception as error:  # noqa: BLE001 - a tracker of another version may refuse in any way
                 why = why or f"{type(error).__name__}: {error}"
@@ -213,8 +219,10 @@ class Fold:
             self._writer.append(record)
 
     def _snapshot(self, frame: int) -> None:
+        self._writer.sync()  # after a loss of power, results that are behind their snapshot would be of no use
         state = {
             "layout": SNAPSHOT_LAYOUT,
+            "source": self._source,
             "backend": self._backend.name,
             "tracker": self._tracker.snapshot(),
             "offset": self._writer.offset,
@@ -229,6 +237,7 @@ class Fold:
 
         Raises:
             SnapshotError: it is of another layout or backend.
+            SourceChangedError: it is of another input.
         """
         state = unpack_value(data)
         written = (state.get("layout"), state.get("backend"))
@@ -236,6 +245,8 @@ class Fold:
             raise SnapshotError(
                 f"it is of layout {written[0]} and backend {written[1]}, not {SNAPSHOT_LAYOUT} and {self._backend.name}"
             )
+        if (begun := state.get("source", self._source)) != self._source:
+            raise SourceChangedError(f"{self._folder}: {CHANGED.format(now=self._source, then=begun)}")
         self._tracker = self._new_tracker()
         self._tracker.restore(bytes(state["tracker"]))
         failures = {int(n): Failure(stage, reason) for n, stage, reason in state["failures"]}
@@ -299,7 +310,7 @@ class Track:
         try:
             with doing(WHOLE_JOB):  # until the first frame of the journal's tail, if there is one
                 fold = Fold(folder, self._backend, self._config, info, skipped, doing)
-        except (JournalError, OSError) as error:
+        except (JournalError, SourceChangedError, OSError) as error:
             self._unwritable(job, error)
             return
         self._folds[job] = fold
@@ -378,6 +389,8 @@ class Track:
 
 def _error_name(error: Exception) -> str:
     """The stable name of what keeps a job from being written down."""
+    if isinstance(error, SourceChangedError):
+        return "source-changed"
     cause = error if isinstance(error, OSError) and error.errno else error.__cause__
     full = isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     return "disk-full" if full or isinstance(error, JournalFullError) else "cannot-write-results"

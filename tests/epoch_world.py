@@ -391,7 +391,10 @@ class World:
 
     def kept(self) -> dict[str, Any]:
         """What is still held of any job: nothing, after the last has ended."""
-        found: dict[str, Any] = {"ring": self.pipeline._ring.entries(), "deaths": self.pipeline._ledger._deaths}
+        found: dict[str, Any] = {
+            "ring": self.pipeline._ring.entries(),
+            "deaths": self.pipeline._blamed._ledger._deaths,
+        }
         for name, process in self.processes.items():
             for attribute in ("_readings", "_pending", "_replay", "_skipped", "_isolated", "_found", "_inbox",
                               "_folds", "_waiting", "_finished"):  # fmt: skip
