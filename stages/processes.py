@@ -26,6 +26,9 @@ PRELOAD = {
     "track": ("stages.track",),
 }
 MEGABYTE = 1 << 20
+PIXELS_VARIABLE = "OPENCV_IO_MAX_IMAGE_PIXELS"
+"""OpenCV reads it when it is loaded. For image formats whose size `stages.source.headers` does not read, it is what
+keeps a file of some hundred bytes from taking all memory."""
 HOUSE = str(Path(__file__).resolve().parent.parent)
 
 
@@ -115,6 +118,7 @@ def build_specs(settings: PipelineSettings, backend: Backend, ring: Ring, runtim
                         # One library must not take the cores of all stages (numpy and OpenCV default to all).
                         "OPENBLAS_NUM_THREADS": str(own.threads),
                         "OMP_NUM_THREADS": str(own.threads),
+                        **({PIXELS_VARIABLE: str(config.max_pixels)} if stage == "decode" else {}),
                         **own.env,
                     },
                     nice=own.nice,

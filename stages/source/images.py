@@ -9,6 +9,7 @@ import contextlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -30,10 +31,16 @@ IMAGE_BRANDS = frozenset((b"avif", b"heic", b"heix", b"mif1"))
 """Of the files that are built like MP4: the brands that are single images."""
 
 
+MOTION_SUFFIXES = frozenset((".mjpeg", ".mjpg"))
+"""Endings of JPEGs one behind the other, of which the first looks like any other JPEG."""
+
+
 def is_image(path: Path) -> bool:
-    """Whether the file's content is an image (animations count as videos)."""
+    """Whether the file's content is an image (animations count as videos, where they can be read as such)."""
     with path.open("rb") as file:
         start = file.read(12)
+    if path.suffix.lower() in MOTION_SUFFIXES:
+        return False
     if start.startswith(b"GIF8") or (start[4:8] == b"ftyp" and start[8:] not in IMAGE_BRANDS):
         return False  # OpenCV takes the start of some MP4 files for an image
     with spelled(path) as name:
@@ -68,6 +75,8 @@ class ImageSource:
             raise SourceError("no-images", f"{path} is a folder without images")
         self.expected = len(self._files)
         first, suffix = self._first_readable(path)
+        if not folder and (pictures := _pictures_in(path)) > 1:
+            self.truncated = f"only the first of the {pictures} pictures in it is read; convert it to a video"
         self._shape = first
         self.info = SourceInfo(
             kind="images" if folder else "image",
@@ -129,9 +138,11 @@ def read_image(path: Path, max_pixels: int) -> U8:
         if size is not None and size[0] * size[1] > max_pixels:
             raise too_large(path, *size, max_pixels)
         cut = ends_early(path)
-        image = None
-        with contextlib.suppress(cv2.error), spelled(path) as name:
-            image = None if cut else cv2.imread(name, cv2.IMREAD_COLOR)
+        with spelled(path) as name:
+            image = None if cut else _imread(name)
+    except MemoryLimitError as error:
+        limit = f"{max_pixels / 1e6:.1f} million pixels are allowed; raise stages.max_pixels and stages.ring_mb"
+        raise SourceError("too-large", f"{path} is larger: {limit}, or scale it down") from error
     except OSError as error:
         raise SourceError("unreadable-image", f"{path} cannot be read: {error.strerror}") from error
     if image is None:
@@ -140,6 +151,26 @@ def read_image(path: Path, max_pixels: int) -> U8:
     if image.shape[0] * image.shape[1] > max_pixels:
         raise too_large(path, image.shape[1], image.shape[0], max_pixels)
     return np.asarray(image, np.uint8)
+
+
+class MemoryLimitError(Exception):
+    """OpenCV refuses an image by its header: see `stages.processes.PIXELS_VARIABLE`."""
+
+
+def _imread(name: str) -> Any:
+    try:
+        return cv2.imread(name, cv2.IMREAD_COLOR)
+    except cv2.error as error:
+        if "CV_IO_MAX_IMAGE" in str(error):
+            raise MemoryLimitError from error
+        return None
+
+
+def _pictures_in(path: Path) -> int:
+    """How many there are in an animation, or a file of pages."""
+    with contextlib.suppress(cv2.error, OSError), spelled(path) as name:
+        return int(cv2.imcount(name))
+    return 1
 
 
 def _images_in(folder: Path, progress: Progress) -> Iterator[Path]:
