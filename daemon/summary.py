@@ -120,11 +120,14 @@ def write_summary(folder: Path, content: Mapping[str, Any]) -> Path:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> Path:
-    """Write a JSON file that appears whole or not at all, even if the power fails."""
+    """Write a JSON file that appears whole or not at all, even if the power fails.
+
+    What is not UTF-8 in file names comes as the replacement character, as it does in the API.
+    """
     beside = path.with_name(f".{path.name}.part")
+    text = json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n"
     with beside.open("w", encoding="utf-8") as file:
-        json.dump(content, file, indent=2, ensure_ascii=False, default=str)
-        file.write("\n")
+        file.write(text.encode(errors="surrogateescape").decode(errors="replace"))
         file.flush()
         os.fsync(file.fileno())
     beside.rename(path)

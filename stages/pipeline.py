@@ -24,7 +24,7 @@ from stages.protocols import find_backend
 from stages.recovery import CHANGED, looks
 from stages.ring import Ring
 from stages.settings import STAGES, PipelineSettings
-from stages.telling import in_words
+from stages.telling import in_words, with_way_out
 from supervisor import events as ev
 from supervisor.runtime import make_runtime, remove_runtime
 from supervisor.supervisor import Supervisor
@@ -203,7 +203,7 @@ class Pipeline:
             return
         for name, process in self._supervisor.states().items():
             if process.phase == "failed" and process.last_exit is not None:
-                self._fail_all("configuration-error", f"{name}: {process.last_exit.reason}")
+                self._fail_all("configuration-error", f"{name}: {with_way_out(name, process.last_exit)}")
                 return
 
     def _fail_all(self, error: str, message: str) -> None:

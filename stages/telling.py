@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from stages.jobs import StageEvent
+from stages.processes import stage_of
 from supervisor import events as ev
 
 
@@ -25,7 +26,7 @@ def in_words(event: ev.Event, jobs: Mapping[int, str]) -> StageEvent | None:
     if isinstance(event, ev.CircuitOpened):
         return told("circuit open", f"{event.exit.reason}; next try in {event.retry_in:.0f} s")
     if isinstance(event, ev.Failed):
-        return told("failed", event.exit.reason)
+        return told("failed", with_way_out(event.name, event.exit))
     if isinstance(event, ev.WaitingForMemory):
         holders = ", ".join(event.holders)
         return told("waiting", f"for {event.need} bytes of GPU memory, {event.free} free: {holders}")
@@ -52,3 +53,11 @@ def report_map(report: ev.ExitReport, jobs: Mapping[int, str]) -> dict[str, Any]
         "stack_dump": report.stack_dump,
         "stderr": list(report.stderr_tail),
     }
+
+
+def with_way_out(process: str, report: ev.ExitReport) -> str:
+    """Why a process has failed for good, and the setting where somebody else's interpreter is at fault."""
+    if "ImportError: " in report.reason or "ModuleNotFoundError: " in report.reason:
+        setting = f"stages.{stage_of(process)}.python"
+        return f"{report.reason}; set {setting} to the interpreter that has what is needed"
+    return report.reason

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from supervisor.child import EXIT_CONFIGURATION, EXIT_DEVICE_OOM, EXIT_EXCEPTION, EXIT_HOST_OOM
@@ -62,6 +63,8 @@ def classify(
         if phase == "starting" and code not in KINDS:
             # It died before it could speak: an interpreter that lacks our own needs ends like this.
             missing = [line for line in stderr_tail if "ModuleNotFoundError" in line or "ImportError" in line]
+            others = [line for line in stderr_tail if line not in missing]
+            missing += [f"ImportError: {line}" for line in others if " is too old, " in line]  # Python 2's words
             kind = ExitKind.CONFIGURATION if missing else kind
             reason = missing[-1] if missing else reason
     if intent is not None:
@@ -71,6 +74,14 @@ def classify(
         activity=activity, traceback=told.get("traceback"), stderr_tail=tuple(stderr_tail),
         stack_dump=stack_dump or None, lifetime=lifetime,
     )  # fmt: skip
+
+
+def naming_interpreter(report: ExitReport, python: str) -> ExitReport:
+    """What could not be imported is looked for in the wrong interpreter more often than it is missing."""
+    failed = "ModuleNotFoundError: " in report.reason or "ImportError: " in report.reason
+    if report.kind is not ExitKind.CONFIGURATION or not failed:
+        return report
+    return replace(report, reason=f"{report.reason}, in {python}")
 
 
 def _parsed(report: bytes) -> dict[str, Any]:

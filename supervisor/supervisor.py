@@ -20,6 +20,7 @@ import zmq
 
 from supervisor import events as ev
 from supervisor.events import ExitKind
+from supervisor.exits import naming_interpreter
 from supervisor.history import MemoryHistory
 from supervisor.janitor import Janitor
 from supervisor.memory import DeviceGate, DeviceProbe, Nvml
@@ -306,6 +307,7 @@ class Supervisor:
         for line in life.read_lines():
             self._on_event(ev.Output(managed.spec.name, line))
         report = life.report(life.pid or 0, life.hung_in or managed.recorder.read(), now)
+        report = naming_interpreter(report, managed.spec.python)
         managed.life = None
         managed.last_exit = report
         self._after(managed, report)

@@ -180,6 +180,14 @@ def test_bad_and_missing_files_do_not_stop_the_others(bench: Bench) -> None:
     assert bench.names() == ["good"]
 
 
+def test_a_name_that_is_not_utf8(bench: Bench) -> None:
+    video = bench.folder / os.fsdecode(b"cl\xff\xfep.mp4")
+    video.write_text("a")
+    [result] = bench.runner(exports=("overlay",)).run([video])
+    assert result.ok and bench.names() == ["cl\ufffd\ufffdp"]
+    assert summary.read_summary(bench.results / bench.names()[0])["input"]["name"] == "cl\ufffd\ufffdp.mp4"
+
+
 def test_no_pipeline_is_started_when_there_is_nothing_to_do(bench: Bench) -> None:
     bench.runner().run([bench.folder / "none.mp4"])
     assert bench.pipeline is None

@@ -158,7 +158,27 @@ def test_an_interpreter_without_our_needs_is_a_configuration_error_even_behind_a
     house.supervisor.start()
     house.until(lambda: house.of(ev.Failed), "failure")
     assert house.of(ev.Failed)[0].exit.kind is ExitKind.CONFIGURATION
-    assert "ModuleNotFoundError" in house.of(ev.Failed)[0].exit.reason
+    reason = house.of(ev.Failed)[0].exit.reason
+    assert "ModuleNotFoundError" in reason and f"in {bare}" in reason
+
+
+@pytest.mark.parametrize("preload", [(), ("obedient",)])
+def test_an_interpreter_that_is_too_old_says_so(house: House, preload: tuple[str, ...]) -> None:
+    # The same interpreter, which takes itself for an older one; no package of ours may be imported before it is asked.
+    old = house.folder / "python"
+    old.write_text(f'#!/bin/sh\nPYTHONPATH="{house.folder}/old:$PYTHONPATH" exec "{sys.executable}" "$@"\n')
+    old.chmod(0o755)
+    (house.folder / "old").mkdir()
+    (house.folder / "old" / "sitecustomize.py").write_text(
+        "import sys\nsys.version_info = (3, 8, 18, 'final', 0)\n"
+    )
+    house.module("obedient", OBEDIENT.format(version=1))
+    house.add("obedient:main", preload=preload, python=str(old))
+    house.supervisor.start()
+    house.until(lambda: house.of(ev.Failed), "failure")
+    report = house.of(ev.Failed)[0].exit
+    assert report.kind is ExitKind.CONFIGURATION
+    assert f"Python 3.8 is too old, 3.10 or newer is needed, in {old}" in report.reason
 
 
 @pytest.mark.parametrize("pieces", [3, 4])

@@ -131,6 +131,8 @@ def execute(
     if code:
         click.echo("stopped; the same command with --resume goes on from here", err=True)
         return code
+    if any(result.error == "configuration-error" for result in results):
+        return 2
     return 0 if all(result.ok for result in results) else 1
 
 
