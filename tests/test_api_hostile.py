@@ -19,6 +19,7 @@ import zmq
 import zmq.auth
 
 from daemon.addresses import addresses
+from daemon.api.sockets import Sockets
 from daemon.client import Client, ClientError
 from daemon.config import ConfigError
 from daemon.settings import ApiSettings
@@ -203,6 +204,39 @@ def test_one_client_too_many_is_told_so(daemon: Daemon, context: zmq.Context[Any
     for one in many:
         one.close()
     until(lambda: _answers(daemon), "room for a new client")
+
+
+def test_a_client_does_not_go_with_who_had_its_descriptor(context: zmq.Context[Any], tmp_path: Path) -> None:
+    """The kernel gives the descriptor of a connection that has ended to the next one at once."""
+    where = addresses(ApiSettings(), tmp_path)
+    sockets = Sockets(where, ApiSettings())
+    try:
+        first, gone = _admitted(sockets, context, where.requests)
+        descriptor = sockets.clients[gone].descriptor
+        for _ in range(50):
+            first.close()
+            assert sockets.monitor.poll(PATIENCE * 1000), "the end of a connection is not told"
+            second, come = _admitted(sockets, context, where.requests)
+            if sockets.clients[come].descriptor == descriptor:
+                break
+            first, gone, descriptor = second, come, sockets.clients[come].descriptor
+        assert sockets.clients[come].descriptor == descriptor and gone not in sockets.clients
+        sockets.part()
+        assert come in sockets.clients
+    finally:
+        sockets.close()
+
+
+def _admitted(sockets: Sockets, context: zmq.Context[Any], address: str) -> tuple[zmq.Socket[bytes], bytes]:
+    client = context.socket(zmq.DEALER)
+    client.setsockopt(zmq.LINGER, 0)
+    client.connect(address)
+    client.send(body(op="hello"))
+    assert sockets.router.poll(PATIENCE * 1000)
+    request = sockets.receive()
+    assert request is not None
+    sockets.admit(request[0])
+    return client, request[0]
 
 
 def _answers(daemon: Daemon) -> bool:

@@ -105,8 +105,10 @@ class Sockets:
         Raises:
             ApiError: ``too-many-clients``.
         """
-        if client in self.clients:
+        known = self.clients.get(client)
+        if known is not None and known.descriptor == self._arrived:
             return
+        self.part()  # before a descriptor is noted that one who has gone has had: it would go with him
         if len(self.clients) >= self._settings.max_clients:
             raise ApiError(
                 "too-many-clients",
