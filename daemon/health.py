@@ -9,6 +9,7 @@ import psutil
 
 from stages.processes import stage_of
 from stages.settings import STAGES, PipelineSettings
+from stages.telling import with_way_out
 from supervisor.memory import DeviceMemory, Nvml
 from supervisor.process import ChildState
 
@@ -22,7 +23,11 @@ def of_pipeline(status: Mapping[str, Any], settings: PipelineSettings, problems:
     }
     found = list(problems)
     for name, process in processes.items():
-        if process["state"] in ("failed", "open circuit", "waiting for memory"):
+        last = status["processes"][name].last_exit
+        if process["state"] == "failed" and last is not None:
+            again = f"`poseward reset {process['stage']}`"
+            found.insert(0, f"{name}: failed: {with_way_out(name, last)}; when that is mended, {again}")
+        elif process["state"] in ("failed", "open circuit", "waiting for memory"):
             found.insert(0, f"{name}: {process['state']}: {process['detail']}")
         if process["stale"]:
             found.append(f"{name} runs code that differs from what is on disk: `poseward reload`")

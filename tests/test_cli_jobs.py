@@ -409,3 +409,19 @@ def test_words() -> None:
     ]  # fmt: skip
     assert bar(0.5, 4).plain == "━━──" and bar(7, 3).plain == "━━━" and bar(-1, 3).plain == "───"
     assert printable("a\x1b[2J\nb") == "a�[2J�b"
+
+
+def test_whoever_waits_is_told_that_a_stage_has_failed_for_good(tmp_path: Path) -> None:
+    """Such a job fails not: it goes on when somebody has mended that. Nobody shall wait for it unknowing."""
+    clip = write_squares(tmp_path / "clip.mp4", SHORT)
+    with Daemon(tmp_path / "d", f'api.roots=["{tmp_path}"]', backend="tests.unloadable") as broken:
+        with broken.client() as client:
+            until(lambda: client.health()["problems"], "the problem")
+        waited = well(poseward(broken, "submit", str(clip)))
+        waited = well(poseward(broken, "wait", "--timeout", "8", "clip.mp4"), 3)
+        assert waited.stderr.count("meanwhile: mesh: failed: ") == 1 and "weights.bin is missing" in waited.stderr
+        listed = well(poseward(broken, "status"))
+        assert "problem: mesh: failed: " in listed.stdout and "poseward reset mesh" in " ".join(
+            listed.stdout.split()
+        )
+        assert "weights.bin" in json.loads(well(poseward(broken, "status", "--json")).stdout)["problems"][0]

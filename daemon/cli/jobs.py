@@ -191,8 +191,11 @@ def status(
     jobs: tuple[str, ...], states: tuple[str, ...], limit: int, json_output: bool, connection: Connection
 ) -> None:
     """Show jobs, newest first, or one job in detail."""
+    from rich.text import Text
+
     from daemon.cli.jobs_follow import resolve
     from daemon.cli.jobs_view import counts_line, detail, table
+    from daemon.cli.words import printable
 
     screen = console()
     with connection.client() as client:
@@ -204,13 +207,16 @@ def status(
                 detail(job, screen)
             return
         listed = client.list(list(states) or None, limit=limit)
+        wrong = client.health()["problems"]
     if json_output:
-        print_json({"jobs": listed["jobs"], "counts": listed["counts"]})
+        print_json({"jobs": listed["jobs"], "counts": listed["counts"], "problems": wrong})
         return
     if listed["jobs"]:
         screen.print(table(listed["jobs"], screen.width))
         screen.print()
     screen.print(counts_line(listed["counts"]))
+    for text in wrong:
+        screen.print(Text(f"problem: {printable(text)}", style="bold red"))
     if not any(listed["counts"].values()):
         screen.print("poseward submit VIDEO gives it one")
 
@@ -254,7 +260,8 @@ def _wait_for(
             connection.client(LONG_PATIENCE) as client,
             Bars(console(stderr=True), jobs, quiet=json_output) as bars,
         ):
-            latest = list(follow(client, [job["id"] for job in jobs], bars, timeout).values())
+            ids = [job["id"] for job in jobs]
+            latest = list(follow(client, ids, bars, timeout, problems=bars.problems).values())
     except KeyboardInterrupt:
         click.echo("not waiting any more; the jobs go on: `poseward status`", err=True)
         return UNDER_WAY

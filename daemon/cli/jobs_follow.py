@@ -14,12 +14,15 @@ LIVE = ("queued", "running")
 PAGE = 200
 TURN = 0.5
 """Seconds between two looks at jobs that are followed."""
+LOOK = 3.0
+"""Seconds between two looks at what is wrong with the daemon meanwhile."""
 
 
 class Jobs(Protocol):
     """What is used of `daemon.client.Client`."""
 
     def status(self, job: str | None = None) -> dict[str, Any]: ...
+    def health(self) -> dict[str, Any]: ...
     def wait(self, job: str, timeout: float | None = None) -> dict[str, Any]: ...
     def list(
         self, states: Sequence[str] | None = None, *, limit: int = 100, before: int | None = None, text: str = ""
@@ -79,13 +82,16 @@ def follow(
     show: Callable[[Mapping[str, Any]], None],
     timeout: float | None = None,
     clock: Callable[[], float] = time.monotonic,
+    problems: Callable[[Sequence[str]], None] | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Wait until all jobs have ended, or ``timeout`` seconds; ``show`` gets each map seen. Returns the last maps.
+    """Wait until all jobs have ended, or ``timeout`` seconds; ``show`` gets each map seen, ``problems`` what is wrong
+    with the daemon while jobs wait: a stage that has failed for good fails no job. Returns the last maps.
 
     Raises:
         ClientError: the daemon is silent for longer than the client is patient, or knows one no more.
     """
     until = None if timeout is None else clock() + timeout
+    looked = clock()
     latest: dict[str, dict[str, Any]] = {}
     pending = list(dict.fromkeys(ids))
     while pending:
@@ -95,6 +101,9 @@ def follow(
             job = latest[name] = known.get(name) or client.status(name)
             show(job)
         pending = [name for name in pending if latest[name]["state"] not in FINAL]
+        if pending and problems is not None and clock() - looked >= LOOK:
+            looked = clock()
+            problems(client.health()["problems"])
         left = TURN if until is None else min(TURN, until - clock())
         if left <= 0:
             break

@@ -186,6 +186,7 @@ class Bars:
         self._live = console.is_terminal and not quiet
         self._told = time.monotonic()
         self._ended: set[str] = set()
+        self._wrong: set[str] = set()
         self._bars = Progress(
             TextColumn("{task.description}", markup=False), BarColumn(bar_width=None), _Phase(), console=console,
             expand=True,
@@ -227,6 +228,13 @@ class Bars:
         elif not self._live and job["state"] == "running" and time.monotonic() - self._told >= PLAIN_EVERY:
             self._told = time.monotonic()
             self._console.print(f"{short(job['id'])} {printable(job['name'])}: {_working(job)}", soft_wrap=True)
+
+    def problems(self, found: Sequence[str]) -> None:
+        """Tell what is wrong with the daemon, once while it lasts."""
+        for text in found:
+            if text not in self._wrong and not self._quiet:
+                self._console.print(Text(f"meanwhile: {printable(text)}", style="bold red"))
+        self._wrong = set(found)
 
 
 def _working(job: Mapping[str, Any]) -> str:
