@@ -13,6 +13,8 @@ from stages.telling import with_way_out
 from supervisor.memory import DeviceMemory, Nvml
 from supervisor.process import ChildState
 
+TROUBLED = ("failed", "open circuit", "waiting for memory")
+"""States that are problems."""
 _nvml = Nvml()
 
 
@@ -27,7 +29,7 @@ def of_pipeline(status: Mapping[str, Any], settings: PipelineSettings, problems:
         if process["state"] == "failed" and last is not None:
             again = f"`poseward reset {process['stage']}`"
             found.insert(0, f"{name}: failed: {with_way_out(name, last)}; when that is mended, {again}")
-        elif process["state"] in ("failed", "open circuit", "waiting for memory"):
+        elif process["state"] in TROUBLED:
             found.insert(0, f"{name}: {process['state']}: {process['detail']}")
         if process["stale"]:
             found.append(f"{name} runs code that differs from what is on disk: `poseward reload`")

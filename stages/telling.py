@@ -60,4 +60,4 @@ def with_way_out(process: str, report: ev.ExitReport) -> str:
     if "ImportError: " in report.reason or "ModuleNotFoundError: " in report.reason:
         setting = f"stages.{stage_of(process)}.python"
         return f"{report.reason}; set {setting} to the interpreter that has what is needed"
-    return report.reason
+    return report.reason.removeprefix("ConfigurationError: ")

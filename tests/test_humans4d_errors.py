@@ -154,7 +154,8 @@ class Machine:
         for stage in stages:
             assert health["processes"][stage]["restarts"] == 0, "what only a person can mend is not tried again"
             (told[stage],) = [text for text in health["problems"] if text.startswith(f"{stage}: failed")]
-            assert "ConfigurationError" in told[stage] and "\n" not in told[stage] and len(told[stage]) < 1000
+            assert health["processes"][stage]["last_exit"]["kind"] == "configuration error"
+            assert "\n" not in told[stage] and len(told[stage]) < 1000
         return told
 
 

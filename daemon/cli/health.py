@@ -120,7 +120,7 @@ def _print(found: Mapping[str, Any]) -> None:
 def way_out(problem: str) -> str:
     """What to do about a problem that does not say so itself."""
     name, _, rest = problem.partition(": ")
-    if rest.startswith(("failed", "open circuit")):
+    if rest.startswith("open circuit"):
         return f"; when its cause is gone: `poseward reset {name.partition('-')[0]}`"
     return ""
 
@@ -162,22 +162,27 @@ def _table(found: Mapping[str, Any]) -> Any:
 
 
 def process_state(process: Mapping[str, Any]) -> Any:
-    """State, with how far it is or why, while it is not ready."""
+    """State, with how far it is or why while it is not ready; what is a problem is told among the problems."""
     from daemon.cli.words import state_text
+    from daemon.health import TROUBLED
 
     text = state_text(process["state"])
     if process["state"] != "ready":
         if process["fraction"] is not None:
             text.append(f" {100 * process['fraction']:.0f} %")
-        if process["detail"]:
+        if process["detail"] and process["state"] not in TROUBLED:
             text.append(f" {process['detail']}", style="dim")
     return text
 
 
 def exit_text(process: Mapping[str, Any]) -> str:
-    """How the process last ended, or nothing."""
+    """How the process last ended, or nothing; why is told among the problems while it is one."""
+    from daemon.health import TROUBLED
+
     last = process["last_exit"]
-    return "" if last is None else f"{last['kind']}: {last['reason']}"
+    if last is None:
+        return ""
+    return str(last["kind"]) if process["state"] in TROUBLED else f"{last['kind']}: {last['reason']}"
 
 
 @click.command(
