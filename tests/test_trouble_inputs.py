@@ -18,8 +18,8 @@ from stages.ring import RingError
 from stages.source import Decoded
 from stages.track import SourceChangedError
 from tests.harness import FAST, Run, results_of, write_squares
-from tests.test_core_review_decode import PIPE, decode, turns
 from tests.test_pipeline_fold import commit, fold_in, whole
+from tests.test_trouble_decode import PIPE, decode, turns
 
 __all__ = ["decode"]
 SLOWLY = ("mesh:slow=0.02%1.0/1",)
