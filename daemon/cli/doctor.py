@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from daemon.cli.options import as_json
+from daemon.cli.options import as_json, which_configuration
 from daemon.doctor.check import Check, Context, Finding, Severity, error, exit_code, run_checks
 
 if TYPE_CHECKING:
@@ -36,20 +36,7 @@ Examples:
 \b
 Exit code: 0 all well, or worth a note; 1 with a warning; 2 with an error."""
 )
-@click.option(
-    "--config",
-    "config_file",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Configuration file instead of the one found by itself.",
-)
-@click.option(
-    "--set",
-    "sets",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="One setting, such as stages.mesh.device=cuda; may be repeated.",
-)
+@which_configuration
 @as_json()
 def doctor(config_file: Path | None, sets: tuple[str, ...], json_output: bool) -> None:
     """Check this machine and the settings, and say the way out of every problem.

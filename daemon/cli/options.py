@@ -12,23 +12,29 @@ import click
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-def configured(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add ``--config`` and ``--set``; the command gets the `daemon.config.Loaded` as ``loaded``."""
-
-    @click.option(
+def which_configuration(command: Command) -> Command:
+    """Add ``--config`` and ``--set``; the command gets them as ``config_file`` and ``sets``."""
+    file = click.option(
         "--config",
         "config_file",
         type=click.Path(path_type=Path),
         metavar="FILE",
         help="Configuration file instead of the one found by itself.",
     )
-    @click.option(
+    single = click.option(
         "--set",
         "sets",
         multiple=True,
         metavar="KEY=VALUE",
         help="One setting, such as stages.mesh.batch=2; may be repeated.",
     )
+    return file(single(command))
+
+
+def configured(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add ``--config`` and ``--set``; the command gets the `daemon.config.Loaded` as ``loaded``."""
+
+    @which_configuration
     @wraps(command)
     def with_configuration(*args: Any, config_file: Path | None, sets: tuple[str, ...], **rest: Any) -> Any:
         from daemon.config import load
