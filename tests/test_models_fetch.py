@@ -253,6 +253,14 @@ def test_smpl_is_told_with_the_way_out_and_an_exit_code_of_its_own(home: Path, s
     assert models_command(home, "list", *SETS).returncode == 0
 
 
+def test_options_of_another_backend_are_not_left_aside_silently(home: Path) -> None:
+    mine = ("humans4d", "--set", f"stages.options.smpl_model={home}/mine.pkl")
+    listed = models_command(home, "list", *mine)
+    assert "mine.pkl" not in listed.stdout and "--set stages.backend=humans4d" in listed.stderr
+    listed = models_command(home, "list", *mine, "--set", "stages.backend=humans4d")
+    assert "mine.pkl" in listed.stdout and not listed.stderr
+
+
 def test_failure_has_another_exit_code(home: Path, server: Server) -> None:
     server.files.clear()
     done = models_command(home, "fetch", "--from", server.url, *SETS)

@@ -121,7 +121,15 @@ def _chosen(backend: str | None, loaded: Loaded) -> tuple[str, Mapping[str, Any]
     """The backend named, or the configured one; and its options, where the configuration has them."""
     stages = loaded.settings.stages
     name = backend or stages.backend
-    return name, dict(stages.options) if name == stages.backend else {}
+    if name == stages.backend:
+        return name, dict(stages.options)
+    if stages.options:
+        click.echo(
+            f"stages.options are those of the configured backend, {stages.backend!r}, and say nothing of {name!r}: "
+            f"--set stages.backend={name} if they shall",
+            err=True,
+        )
+    return name, {}
 
 
 def _backend(name: str, options: Mapping[str, Any]) -> Backend:
