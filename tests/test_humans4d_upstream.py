@@ -7,6 +7,7 @@ nothing, and its neural_renderer, a CUDA extension, gives the depth image of our
 from __future__ import annotations
 
 import importlib
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -246,7 +247,22 @@ def test_people_equal_phalps_human_features(
         a, b = mine.detection_data, expected.detection_data
         for name in ("bbox", "center", "scale", "xy", "conf", "time", "class_name", "extra_data"):
             np.testing.assert_allclose(a[name], b[name], rtol=1e-6, err_msg=name)
-        assert a["mask"] == b["mask"] and a["size"] == b["size"]
+        assert_same(a["mask"], b["mask"], "mask")
+        for name in (
+            "bbox",
+            "center",
+            "pose",
+            "camera",
+            "camera_bbox",
+            "3d_joints",
+            "2d_joints",
+            "loca",
+            "uv",
+            "appe",
+        ):
+            assert (a[name].dtype, a[name].shape) == (b[name].dtype, b[name].shape), name
+        for name in ("conf", "size", "scale", "class_name", "annotations"):
+            assert type(a[name]) is type(b[name]) and a[name] == pytest.approx(b[name]), name
         for name in ("pose", "camera_bbox", "3d_joints", "2d_joints"):
             np.testing.assert_allclose(a[name], b[name], atol=2e-6, rtol=2e-6, err_msg=name)
         for name in ("camera", "loca"):
@@ -347,6 +363,62 @@ def test_detections_equal_phalps(
         height, width = frame.image.shape[:2]
         for text, mask in zip(mine.extra["masks"], masks, strict=True):
             assert (rle.decode(text, height, width) != mask).mean() < 1e-4
+
+
+@pytest.mark.parametrize("kind", ["vitdet", "regnety"])
+def test_the_detectors_are_configured_as_phalp_configures_them(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PHALP's ``setup_detectron2`` itself, of which only the networks are left out."""
+    upstream = _import("phalp.trackers.PHALP")
+    detect = _import("stages.backends.humans4d.detect")
+    from stages.backends.humans4d.weights import FILES
+
+    built: list[Any] = []
+    monkeypatch.setattr(
+        upstream, "DefaultPredictor_Lazy", lambda config: built.append(config) or SimpleNamespace(metadata={})
+    )
+    chosen = SimpleNamespace(detector={"vitdet": "vitdet", "regnety": "maskrcnn"}[kind])
+    upstream.PHALP.setup_detectron2(
+        SimpleNamespace(cfg=SimpleNamespace(phalp=chosen), setup_detectron2_with_RPN=lambda: None)
+    )
+    (theirs,) = built
+    ours = detect.vitdet_config() if kind == "vitdet" else detect.regnety_config()
+    assert plain(ours.model) == plain(theirs.model)
+    for name in ("augmentations", "image_format"):
+        assert plain(ours.dataloader.test.mapper[name]) == plain(theirs.dataloader.test.mapper[name])
+    assert theirs.train.init_checkpoint == next(file.url for file in FILES if file.option == f"{kind}_weights")
+
+
+def plain(config: Any) -> str:
+    """A part of a configuration as text, in which the same function has the same name each time it is made."""
+    from omegaconf import OmegaConf
+
+    content = OmegaConf.to_container(config) if OmegaConf.is_config(config) else config
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(content))
+
+
+def test_no_options_are_those_of_track_py(files: dict[str, Any]) -> None:
+    from omegaconf import OmegaConf
+
+    from stages.backends.humans4d.companion import phalp_config
+    from stages.backends.humans4d.crops import ASPECT, SIZE
+
+    theirs = OmegaConf.structured(_track_script().Human4DConfig)
+    options = Options.from_mapping({})
+    ours = phalp_config(options)
+    for name, value in vars(ours.phalp).items():
+        assert value == theirs.phalp[name], name
+    for name, value in vars(ours.pose_predictor).items():
+        assert value == theirs.pose_predictor[name], name
+    assert options.detector == theirs.phalp.detector and options.detect_shots == theirs.detect_shots
+    assert (options.min_score, options.min_width, options.min_height) == (
+        theirs.phalp.low_th_c, theirs.phalp.small_w, theirs.phalp.small_h,
+    )  # fmt: skip
+    assert str(options.predictor_weights) == theirs.pose_predictor.weights_path
+    assert str(options.hmar_weights) == theirs.hmr.hmar_path
+    assert ours.SMPL.NUM_BODY_JOINTS == theirs.SMPL.NUM_BODY_JOINTS
+    assert ours.MODEL.SMPL_HEAD.SMPL_MEAN_PARAMS == theirs.MODEL.SMPL_HEAD.SMPL_MEAN_PARAMS
+    assert tuple(theirs.expand_bbox_shape) == ASPECT and theirs.render.res == SIZE
+    assert theirs.EXTRA.FOCAL_LENGTH == _import("stages.backends.humans4d.texture").FOCAL
 
 
 # --- the whole pipeline ------------------------------------------------------------------------------------------
@@ -481,17 +553,27 @@ def script_of_frames() -> list[People]:
 
 
 def run_upstream(
-    files: dict[str, Any], script: list[People], folder: Path, monkeypatch: pytest.MonkeyPatch
+    files: dict[str, Any],
+    script: list[People],
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    render: bool,
+    shots: frozenset[int],
 ) -> dict[str, Any]:
-    """PHALP.track() itself, with scripted detections instead of networks."""
+    """PHALP.track() itself, with scripted detections instead of networks, and nothing that draws what is rendered."""
     track = _import("stages.backends.humans4d.track")
     phalp = upstream_phalp(files, monkeypatch)
     paths = [f"video/{frame + 1:06d}.jpg" for frame in range(len(script))]
     phalp.cfg.video.output_dir = str(folder)
+    phalp.cfg.render.enable = render
+    phalp.visualizer = SimpleNamespace(reset_render=lambda size: None, render_video=lambda frame: (None, None))
+    phalp.get_list_of_shots = lambda frames: sorted(shots)
     detection = _import("phalp.external.deep_sort_.detection").Detection
     phalp.io_manager = SimpleNamespace(
         get_frames_from_source=lambda: {"list_of_frames": paths, "additional_data": {}, "video_name": "clip"},
         read_frame=lambda path: np.zeros((540, 960, 3), np.uint8),
+        save_video=lambda *a, **k: None,
         close_video=lambda: None,
     )
     phalp.get_detections = lambda *a: ([],) * 7
@@ -514,6 +596,7 @@ def run_upstream(
 
 
 def assert_same(ours: Any, theirs: Any, where: str) -> None:
+    assert type(ours) is type(theirs), f"{where}: {type(ours)}, upstream has {type(theirs)}"
     if isinstance(theirs, dict):
         assert list(ours) == list(theirs) or set(ours) == set(theirs), where
         for key in theirs:
@@ -529,32 +612,54 @@ def assert_same(ours: Any, theirs: Any, where: str) -> None:
         assert ours == theirs, where
 
 
+@pytest.mark.parametrize(
+    ("render", "shots", "length"),
+    [(True, frozenset(), FRAMES), (False, frozenset({2, 12}), 20)],
+    ids=["as-it-is", "with-cuts"],
+)
 def test_identities_and_the_pickle_equal_upstreams_over_64_frames(
-    files: dict[str, Any], script_of_frames: list[People], tmp_path: Path, no_cuda: None,
-    monkeypatch: pytest.MonkeyPatch,
+    render: bool, shots: frozenset[int], length: int, files: dict[str, Any], script_of_frames: list[People],
+    tmp_path: Path, no_cuda: None, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
+    """track.py as it is, which renders and so keeps more in its file; and without, but with cuts."""
     track = _import("stages.backends.humans4d.track")
     import joblib
 
     from stages.backends.humans4d.pickle import KEYS, write_tracks_pickle
+    from stages.records import Header
+    from stages.results import ResultWriter, read_results
 
-    theirs = run_upstream(files, script_of_frames, tmp_path, monkeypatch)
+    script = script_of_frames[:length]
+    theirs = run_upstream(files, script, tmp_path, monkeypatch, render=render, shots=shots)
     tracker = track.PhalpTracker.load(Options.from_mapping(files))
-    records = []
-    for frame, people in enumerate(script_of_frames):
-        new = tracker.update(frame, frame / 30, people)
+    header = Header(960, 540, 30.0, "humans4d", ("root",), (-1,), np.zeros((0, 3), np.int32))
+    writer = ResultWriter.create(tmp_path / "frames.msgpack", header)
+    for frame, people in enumerate(script):
+        new = tracker._fold(frame, frame / 30, people, shot=frame in shots)
         assert frame < 4 or len(new) == 1
-        records += new
-    records += tracker.finish()
-    assert [record.frame for record in records] == list(range(FRAMES))
+        for record in new:
+            writer.append(record)
+    for record in tracker.finish():
+        writer.append(record)
+    writer.close()
+    with read_results(tmp_path / "frames.msgpack") as results:
+        records = list(results)
+    assert [record.frame for record in records] == list(range(length))
     write_tracks_pickle(tmp_path / "tracks.pkl", records, lambda frame: f"video/{frame + 1:06d}.jpg")
     ours = joblib.load(tmp_path / "tracks.pkl")
+    assert list(ours) == list(theirs)
     identities = {identity for frame in theirs.values() for identity in frame["tid"]}
     assert len(identities) >= 3
     assert any(0 not in [t] for f in theirs.values() for t in f["tracked_time"] if t), "nobody was ever hidden"
+    assert {frame["time"] for frame in theirs.values() if frame["shot"]} == shots
     for path, frame in theirs.items():
-        assert tuple(frame) == KEYS
-        assert_same(ours[path], frame, path)
+        assert tuple(ours[path]) == KEYS
+        assert tuple(frame) == tuple(key for key in KEYS if render or key not in RENDERED)
+        assert_same({key: ours[path][key] for key in frame}, frame, path)
+
+
+RENDERED = ("appe", "loca", "pose")
+"""What only a track.py that renders, as it does unless told otherwise, leaves in its file."""
 
 
 def test_a_restored_tracker_goes_on_identically(files: dict[str, Any], script_of_frames: list[People]) -> None:

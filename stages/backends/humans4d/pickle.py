@@ -1,4 +1,4 @@
-"""``tracks.pkl`` as ``track.py`` writes it (rendering off), so that what reads upstream's file reads ours.
+"""``tracks.pkl`` as ``track.py`` writes it, so that what reads upstream's file reads ours.
 
 A dict by frame path, each value with the keys of `KEYS`; lists run over the frame's tracks, in PHALP's order. The
 keys ``tracked_ids`` and ``tracked_bbox`` hold only the tracks that were detected in the frame.
@@ -16,15 +16,15 @@ import numpy as np
 from stages.records import FrameRecord, Track
 
 KEYS = (
-    "time", "shot", "frame_path", "tracked_ids", "tracked_bbox", "tid", "bbox", "tracked_time", "center", "scale",
-    "size", "img_path", "img_name", "class_name", "conf", "annotations", "smpl", "camera", "camera_bbox", "3d_joints",
-    "2d_joints", "mask", "extra_data",
+    "time", "shot", "frame_path", "tracked_ids", "tracked_bbox", "tid", "bbox", "tracked_time", "appe", "loca", "pose",
+    "center", "scale", "size", "img_path", "img_name", "class_name", "conf", "annotations", "smpl", "camera",
+    "camera_bbox", "3d_joints", "2d_joints", "mask", "extra_data",
 )  # fmt: skip
-"""Keys of a frame, in upstream's order."""
+"""Keys of a frame, in upstream's order; with rendering off its file lacks ``appe``, ``loca`` and ``pose``."""
 
 _FROM_EXTRA = (
-    "center", "scale", "size", "class_name", "annotations", "camera", "camera_bbox", "3d_joints", "2d_joints", "mask",
-    "extra_data",
+    "appe", "loca", "pose", "center", "scale", "size", "annotations", "camera", "camera_bbox", "3d_joints", "2d_joints",
+    "mask", "extra_data",
 )  # fmt: skip
 
 
@@ -55,7 +55,7 @@ def write_tracks_pickle(
 def _frame(record: FrameRecord, name_of: Callable[[int], str]) -> dict[str, Any]:
     tracks, path = record.tracks, name_of(record.frame)
     for track in tracks:
-        lacking = [name for name in ("frame", *_FROM_EXTRA) if name not in track.extra]
+        lacking = [name for name in ("frame", "class_name", *_FROM_EXTRA) if name not in track.extra]
         if lacking:
             raise ValueError(
                 f"frame {record.frame}, track {track.id}: no {lacking[0]!r}; tracks.pkl can be written only from "
@@ -74,6 +74,7 @@ def _frame(record: FrameRecord, name_of: Callable[[int], str]) -> dict[str, Any]
         # The frame a detection was made in, which for an unseen track is an earlier one.
         "img_path": (paths := [name_of(int(track.extra["frame"])) for track in tracks]),
         "img_name": [name.rsplit("/", 1)[-1] for name in paths],
+        "class_name": [np.int64(track.extra["class_name"]) for track in tracks],
         "conf": [np.float32(track.confidence) for track in tracks],
         "smpl": [_smpl(track) for track in tracks],
     }

@@ -25,8 +25,8 @@ _DIMENSIONS = [4096, 4096, 99]
 """Of appearance, pose and location, as PHALP's ``setup_deepsort`` has them."""
 
 KEPT = (
-    "center", "scale", "size", "class_name", "annotations", "camera", "camera_bbox", "3d_joints", "2d_joints",
-    "mask", "extra_data",
+    "appe", "loca", "pose", "center", "scale", "size", "class_name", "annotations", "camera", "camera_bbox",
+    "3d_joints", "2d_joints", "mask", "extra_data",
 )  # fmt: skip
 """What of a ``Detection`` a track's ``extra`` keeps for ``tracks.pkl``, by PHALP's names."""
 
@@ -50,6 +50,8 @@ class PhalpTracker:
             dims=_DIMENSIONS,
         )  # fmt: skip
         self._pending: deque[FrameRecord] = deque()
+        self._cuts: deque[bool] = deque(maxlen=options.n_init)
+        """Of the latest frames, whether each began a shot."""
         self._waiting: deque[tuple[int, float, People]] = deque()
         self._shots = ShotDetector()
 
@@ -82,14 +84,17 @@ class PhalpTracker:
         tracker = self._tracker
         tracker.phalp_tracker = None
         try:
-            state = pickle.dumps((tracker, self._pending, self._waiting, self._shots), pickle.HIGHEST_PROTOCOL)
+            state = pickle.dumps(
+                (tracker, self._pending, self._cuts, self._waiting, self._shots), pickle.HIGHEST_PROTOCOL
+            )
         finally:
             tracker.phalp_tracker = self._companion
         return zlib.compress(state, 1)
 
     def restore(self, data: bytes) -> None:
         """Continue from a `snapshot`."""
-        self._tracker, self._pending, self._waiting, self._shots = pickle.loads(zlib.decompress(data))
+        state = pickle.loads(zlib.decompress(data))
+        self._tracker, self._pending, self._cuts, self._waiting, self._shots = state
         self._tracker.phalp_tracker = self._companion
         self._companion.cfg = self._tracker.cfg
 
@@ -110,6 +115,7 @@ class PhalpTracker:
         tracker.tracked_cost.clear()
         record = FrameRecord(frame, time)
         self._pending.append(record)
+        self._cuts.append(shot)
         for track in tracker.tracks:
             if not track.is_confirmed():
                 continue
@@ -119,7 +125,7 @@ class PhalpTracker:
                 for past in range(1, self._options.n_init):
                     # A track that was not seen in each of these frames would not have lived to this one.
                     earlier = self._pending[-1 - past]
-                    earlier.tracks.append(_track(track.track_id, history[-1 - past], 0, False))
+                    earlier.tracks.append(_track(track.track_id, history[-1 - past], 0, self._cuts[-1 - past]))
         for track in tracker.tracks:
             _forget_old_textures(track)
         late = len(self._pending) - (self._options.n_init - 1)
