@@ -84,7 +84,7 @@ def test_the_detectors_backbone_in_half_precision(kind: str, dtype: str, fake_cu
 
     model = loaded_outside(load)._model
     fake_cuda(model)
-    detect._run_backbone_in(model, replace(options, device="cuda"))
+    detect._run_backbone_in(model, replace(options, device="cuda"), quiet)
     features = model.backbone(torch.empty(1, 3, 256, 256, device="cuda"))
     assert {(value.dtype, value.device.type) for value in features.values()} == {(torch.float32, "cuda")}
     kept = {"fp16": torch.float16, "bf16": torch.bfloat16}[dtype]
@@ -107,7 +107,7 @@ def test_hmr2_in_half_precision(dtype: str, fake_cuda: Any, tmp_path: Path) -> N
     parents = model.smpl._buffers.pop("parents")  # read one by one, which a tensor without values cannot be
     model.smpl.parents = parents.numpy()
     fake_cuda(model)
-    bodies = Hmr2(model, replace(options, device="cuda"))(torch.empty(4, 3, 256, 256, device="cuda"))
+    bodies = Hmr2(model, replace(options, device="cuda"), quiet)(torch.empty(4, 3, 256, 256, device="cuda"))
     assert bodies.vertices.shape == (4, 6890, 3)
     for name in ("pose", "betas", "camera", "translation", "vertices", "joints", "keypoints"):
         value = getattr(bodies, name)

@@ -6,8 +6,10 @@ import importlib.util
 import pickle
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.backends.humans4d import requirements, rle
+from stages.backends.humans4d import devices, requirements, rle
 from stages.backends.humans4d.options import Options
 from stages.backends.humans4d.shots import ShotDetector, thumbnail
 from stages.backends.humans4d.weights import FILES, files_of
@@ -174,6 +176,43 @@ def test_a_broken_off_download_and_a_missing_smpl_are_told(tmp_path: Path) -> No
     assert "damaged" in str(requirements.file_problem(weights, model))
     model.write_bytes(b"")
     assert requirements.file_problem(weights, model) is not None
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_what_compiling_needs_is_looked_for_before_loading(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def found(**values: Any) -> list[str]:
+        options = Options.from_mapping({"device": device, **values})
+        return [str(p) for p in requirements.problems("mesh", options) if "compile = true" in str(p)]
+
+    for name in ("CC", "CXX"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(requirements.shutil, "which", lambda name: None)
+    monkeypatch.setattr(requirements.sysconfig, "get_path", lambda name: "/nowhere")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, package=None: None)
+    assert not found()
+    text = "\n".join(found(compile=True))
+    assert "g++" in text and "/nowhere/Python.h" in text and ("triton" in text) == (device == "cuda")
+
+
+def test_compiling_is_said_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes longer than ``deadlines.working``, and would be taken for a hang."""
+    told = threading.Event()
+    passes: list[bool] = []
+
+    def compile(forward: Any, dynamic: bool) -> Any:
+        def first_slow(images: Any) -> Any:
+            passes.append(bool(passes) or told.wait(30))
+            return forward(images)
+
+        return first_slow
+
+    monkeypatch.setattr(devices, "import_module", lambda name: SimpleNamespace(compile=compile))
+    monkeypatch.setattr(devices, "_EVERY", 0.01)
+    options = Options.from_mapping({"compile": True})
+    run = devices.compiled(lambda images: images + 1, options, lambda detail, fraction=None: told.set())
+    before = threading.active_count()
+    assert run(np.zeros((2, 3))).shape == run(np.zeros((2, 3))).shape == (2, 3)
+    assert passes == [True, True] and threading.active_count() == before
 
 
 def test_upstreams_own_file_must_have_its_size(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -326,6 +326,24 @@ def test_the_compiled_backbone_gives_the_same(files: dict[str, Any], image: Any)
     np.testing.assert_allclose(found[1].camera, found[0].camera, rtol=1e-5)
 
 
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_vitdet_compiles_in_one_piece(tmp_path: Path, image: Any) -> None:
+    _import("detectron2.modeling")
+    detect = _import("stages.backends.humans4d.detect")
+    counters = _import("torch._dynamo.utils").counters
+    config = synthetic.small_detector(detect.vitdet_config(), "vitdet")
+    synthetic.write_detector(tmp_path / "model.pkl", config)
+    counters.clear()
+    found = []
+    for compiled in (False, True):
+        options = Options.from_mapping({"min_score": 0.8, "compile": compiled})
+        detector = detect.PersonDetector.from_config(config, tmp_path / "model.pkl", options, quiet)
+        found += detector.detect([Frame(image, 0, 0.0)])
+    assert counters["stats"]["unique_graphs"] == 1 and not counters["graph_break"]
+    assert len(found[0]) == len(found[1]) >= 2
+    np.testing.assert_allclose(found[1].boxes, found[0].boxes, atol=2e-3)
+
+
 @pytest.mark.parametrize("kind", ["vitdet", "regnety"])
 def test_detections_equal_phalps(
     kind: str, tmp_path: Path, image: Any, no_cuda: None, monkeypatch: pytest.MonkeyPatch

@@ -32,6 +32,9 @@ def bound_attention(model: Module, scores: int = SCORES) -> int:
     found = [module for module in model.modules() if isinstance(module, kind)]
     for module in found:
         module.scores_at_once = scores
+        # Here, since torch.compile cannot look through an import.
+        module.join = import_module("torch").cat
+        module.positions = import_module("detectron2.modeling.backbone.utils").add_decomposed_rel_pos
         module.forward = MethodType(_attend, module)
     return len(found)
 
@@ -48,7 +51,7 @@ def _attend(self: Module, x: Tensor) -> Tensor:
                (height, width))
         for start in range(0, batch * self.num_heads, size)
     ]  # fmt: skip
-    joined = parts[0] if len(parts) == 1 else import_module("torch").cat(parts)
+    joined = parts[0] if len(parts) == 1 else self.join(parts)
     heads = joined.view(batch, self.num_heads, height, width, -1)
     out: Tensor = self.proj(heads.permute(0, 2, 3, 1, 4).reshape(batch, height, width, channels))
     return out
@@ -58,6 +61,5 @@ def _heads(self: Module, queries: Tensor, keys: Tensor, values: Tensor, size: tu
     """Some heads: (N, H * W, D) each, to the same shape."""
     scores = (queries * self.scale) @ keys.transpose(-2, -1)
     if self.use_rel_pos:
-        positions = import_module("detectron2.modeling.backbone.utils").add_decomposed_rel_pos
-        scores = positions(scores, queries, self.rel_pos_h, self.rel_pos_w, size, size)
+        scores = self.positions(scores, queries, self.rel_pos_h, self.rel_pos_w, size, size)
     return scores.softmax(dim=-1) @ values

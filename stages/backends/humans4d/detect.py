@@ -75,7 +75,7 @@ class PersonDetector:
             model, read_weights(weights), options, report, source=weights, half=half, may_lack=_counts_batches
         )
         bound_attention(model.backbone)
-        _run_backbone_in(model, options)
+        _run_backbone_in(model, options, report)
         augmentations = instantiate(config.dataloader.test.mapper.augmentations)
         resize = import_module("detectron2.data.transforms").AugmentationList(augmentations)
         rgb = config.dataloader.test.mapper.image_format == "RGB"
@@ -228,11 +228,11 @@ def _counts_batches(name: str) -> bool:
     return name.endswith("num_batches_tracked") or name in ("pixel_mean", "pixel_std")
 
 
-def _run_backbone_in(model: Any, options: Options) -> None:
+def _run_backbone_in(model: Any, options: Options, report: Report) -> None:
     """Run the backbone, where nearly all the time goes, in the configured precision, and the rest in fp32: boxes
     and masks at the edge of a threshold would tip otherwise."""
     backbone = model.backbone
-    forward = devices.compiled(backbone.forward, options)
+    forward = devices.compiled(backbone.forward, options, report)
     if options.dtype == "fp32":
         backbone.forward = forward
         return

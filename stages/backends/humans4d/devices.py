@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import os
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib import import_module
@@ -19,6 +21,8 @@ Module = Any
 Result = TypeVar("Result")
 
 
+_COMPILING, _EVERY = 1800.0, 1.0
+"""Seconds: longest that compiling may take, and how often it is said to go on."""
 ALLOCATOR_VARIABLES = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 """The older name and the newer: some versions of torch read only the one for some settings."""
 _EXPANDABLE = "expandable_segments:True"
@@ -246,6 +250,42 @@ def read_torch(path: Path, device: str = "cpu") -> Any:
         raise ConfigurationError(f"cannot read {path} ({error}): remove it and fetch it again") from error
 
 
-def compiled(model: Module, options: Options) -> Module:
-    """``model`` compiled with fixed shapes if the options ask for it."""
-    return import_module("torch").compile(model, dynamic=False) if options.compile else model
+def compiled(forward: Callable[[Tensor], Result], options: Options, report: Report) -> Callable[[Tensor], Result]:
+    """``forward`` compiled with fixed shapes if the options ask for it.
+
+    Compiling happens in the first pass of a shape, and takes minutes: ``report`` is told meanwhile that work goes on,
+    for `_COMPILING` seconds at most.
+    """
+    if not options.compile:
+        return forward
+    fast: Callable[[Tensor], Result] = import_module("torch").compile(forward, dynamic=False)
+    known: set[tuple[int, ...]] = set()
+
+    def run(images: Tensor) -> Result:
+        shape = tuple(images.shape)
+        if shape in known:
+            return fast(images)
+        with _saying("compiling", report):
+            result = fast(images)
+        known.add(shape)
+        return result
+
+    return run
+
+
+@contextmanager
+def _saying(what: str, report: Report) -> Iterator[None]:
+    over = threading.Event()
+    ends = time.monotonic() + _COMPILING
+
+    def say() -> None:
+        while not over.wait(_EVERY) and time.monotonic() < ends:
+            report(what)
+
+    thread = threading.Thread(target=say, name=what, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()

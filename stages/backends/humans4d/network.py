@@ -46,12 +46,12 @@ class Bodies:
 class Hmr2:
     """An ``hmr2.models.HMR2`` in eval mode, on the device."""
 
-    def __init__(self, model: Any, options: Options) -> None:
+    def __init__(self, model: Any, options: Options, report: Report) -> None:
         self._torch = import_module("torch")
         self._base = import_module("smplx").SMPLLayer.forward
         self._regress = import_module("smplx.lbs").vertices2joints
         self._model = model
-        self._backbone = devices.compiled(model.backbone, options)
+        self._backbone = devices.compiled(model.backbone, options, report)
         self._options = options
 
     @property
@@ -90,7 +90,7 @@ class Hmr2:
         )
         # smplx reads a parent's number for each joint in turn: from the device, each would wait for all work there.
         model.smpl.parents = model.smpl.parents.cpu()
-        return cls(model, options)
+        return cls(model, options, report)
 
     def __call__(self, crops: Tensor) -> Bodies:
         """Bodies of normalised RGB crops (B, 3, 256, 256) float32 on the device."""

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import pickle
+import shutil
 import sys
+import sysconfig
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -99,6 +102,7 @@ def problems(stage: str, options: Options) -> list[Problem]:
     if not _lacks(found, "torch"):
         found += _device(options)
     found += _precision(stage, options)
+    found += _compiling(stage, options)
     found += [p for f in files_of(stage, options.detector) if (p := file_problem(f, options.path(f.option)))]
     return found
 
@@ -118,6 +122,25 @@ def _precision(stage: str, options: Options) -> list[Problem]:
             f'set stages.{stage}.device = "cuda", or dtype = "bf16" or "fp32"',
             "option",
         )
+    ]
+
+
+def _compiling(stage: str, options: Options) -> list[Problem]:
+    """torch.compile writes sources that include Python.h: C and Triton for CUDA, C++ for the CPU."""
+    if not options.compile or stage == "track":
+        return []
+    cuda = options.device != "cpu"
+    variable, names = ("CC", ("gcc", "clang")) if cuda else ("CXX", ("g++", "clang++"))
+    lacks = []
+    if not os.environ.get(variable) and not any(map(shutil.which, names)):
+        lacks.append(("a compiler", "sudo apt install g++"))
+    if not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
+        lacks.append((f"{sysconfig.get_path('include')}/Python.h", "sudo apt install python3-dev"))
+    if cuda and importlib.util.find_spec("triton") is None:
+        lacks.append(("the package triton", "pip install triton"))
+    return [
+        Problem(f"compile = true needs {what}, which is not there", f"{way}, or set compile = false", "option")
+        for what, way in lacks
     ]
 
 
