@@ -98,8 +98,8 @@ def ring_child(ring_fd: int, folder: Path, frames: int) -> None:
         touch(ring.view(message.slot, message.generation))
         assert ring.check(message.slot, message.generation)
         _give(sender, bytes([message.slot]))
-    receiver.socket.close()
-    sender.socket.close(linger=10_000)
+    receiver.close()
+    sender.close(linger=10_000)
     context.term()
 
 
@@ -119,13 +119,13 @@ def ring_parent(ring_fd: int, folder: Path, image: Image, frames: int) -> None:
 
 def _take(receiver: Receiver) -> bytes:
     while (data := receiver.receive()) is None:
-        receiver.socket.poll(1000)
+        receiver.lanes[1].poll(1000)
     return data
 
 
 def _give(sender: Sender, data: bytes) -> None:
     while not sender.send(data):
-        sender.socket.poll(1000, zmq.POLLOUT)
+        sender.lanes[1].poll(1000, zmq.POLLOUT)
 
 
 # -- ZeroMQ by value -------------------------------------------------------------------------------------

@@ -83,10 +83,11 @@ class Decode:
     def run(self) -> None:
         self._loop.run(self._turn)
 
-    def _turn(self) -> bool:
-        if self._replay:
-            self._emit(self._replay.pop(0))
-        elif (reading := self._next_reading()) is not None:
+    def _turn(self, urgent_only: bool) -> bool:
+        if (pending := self._next_replay(urgent_only)) is not None:
+            self._replay.remove(pending)
+            self._emit(pending)
+        elif (reading := self._next_reading(urgent_only)) is not None:
             self._decode_one(reading)
         else:
             return False
@@ -186,9 +187,18 @@ class Decode:
 
     # -- work --------------------------------------------------------------------------------
 
-    def _next_reading(self) -> Reading | None:
+    def _next_replay(self, urgent_only: bool) -> Pending | None:
+        """Urgent jobs' frames first, then in the order in which they were emitted before."""
+        for pending in self._replay:
+            if self._readings[pending.job].urgent:
+                return pending
+        return self._replay[0] if self._replay and not urgent_only else None
+
+    def _next_reading(self, urgent_only: bool) -> Reading | None:
         """Urgent jobs first, then by age. The last free slot is kept for urgent ones."""
         ready = [r for r in self._readings.values() if r.frames is not None and not r.ended]
+        if urgent_only:
+            ready = [reading for reading in ready if reading.urgent]
         full = len(self._pending) > self._ring.slots + MOST_FAILED
         for reading in sorted(ready, key=lambda r: not r.urgent):
             if len(self._free) > (0 if reading.urgent else 1) and (reading.urgent or not full):
@@ -217,7 +227,7 @@ class Decode:
         reading.next_frame = decoded.index + 1
         self._pending[pending.job, pending.frame] = pending
         if corrupt:
-            self._loop.send(CORRUPT)
+            self._loop.send(CORRUPT, reading.urgent)
         else:
             self._emit(pending)
         seconds = time.perf_counter() - started
@@ -252,7 +262,9 @@ class Decode:
 
     def _end(self, reading: Reading) -> None:
         reading.ended = True
-        end = EndMessage(self._loop.epoch, reading.job, reading.next_frame, reading.source.truncated)
+        end = EndMessage(
+            self._loop.epoch, reading.job, reading.next_frame, reading.source.truncated, urgent=reading.urgent
+        )
         pending = Pending(reading.job, reading.next_frame, 0.0, end=end)
         self._pending[pending.job, pending.frame] = pending
         self._emit(pending)
@@ -262,15 +274,18 @@ class Decode:
         epoch = self._loop.epoch
         if pending.end is not None:
             pending.end.epoch = epoch
-            self._loop.send(pack(pending.end))
+            self._loop.send(pack(pending.end), pending.end.urgent)
             return
-        info = self._readings[pending.job].source.info
+        reading = self._readings[pending.job]
+        info = reading.source.info
         failed = Failure("decode", pending.failed) if pending.failed is not None else None
         self._loop.send(
             pack(
                 FrameMessage(
                     epoch=epoch, job=pending.job, frame=pending.frame, time=pending.time, slot=pending.slot,
                     generation=pending.generation, width=info.width, height=info.height, failed=failed,
+                    urgent=reading.urgent,
                 )
-            )
+            ),
+            reading.urgent,
         )  # fmt: skip

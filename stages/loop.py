@@ -1,7 +1,8 @@
 """What every stage's main loop shares: control messages, the epoch, and sending under back-pressure.
 
 A stage must never block in a socket: while its pipe is full it still has to hear of a new epoch or a stop.
-So everything it has to send waits in an outbox, and one poll covers the control link and both pipes.
+So everything it has to send waits in an outbox, one for each lane, and one poll covers the control link and both
+pipes.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from stages.pipes import Receiver, Sender
 from supervisor.child import Link
 
 Control = Callable[[str, dict[str, Any]], None]
+Turn = Callable[[bool], bool]
+"""Does one piece of work, or returns False if there is none; of urgent work only if the argument says so."""
 
 IDLE_POLL = 1.0
 """Seconds an idle stage sleeps at most: sockets wake it, this only bounds what a missed wake-up costs."""
@@ -62,19 +65,21 @@ class StageLoop:
         self._sender = sender
         self._on_control = on_control
         self._on_epoch = on_epoch
+        self._urgent: deque[bytes] = deque()
         self._outbox: deque[bytes] = deque()
 
-    def run(self, turn: Callable[[], bool]) -> None:
-        """Work until the owner says stop. ``turn`` does one piece of work, or returns False if there is none."""
+    def run(self, turn: Turn) -> None:
+        """Work until the owner says stop."""
         while not self.link.stopping:
             if not self.step(turn) and not self.link.stopping:
                 self.wait()
 
-    def step(self, turn: Callable[[], bool]) -> bool:
+    def step(self, turn: Turn) -> bool:
         """Hear the owner, send what waits, then work; False when there is nothing to do but to wait. Nothing is
-        begun while the pipe out is full."""
+        begun while the pipe out is full, and nothing but what is urgent while only the urgent lane has room."""
         self.control()
-        return self.flush() and turn()
+        self.flush()
+        return not self._urgent and turn(bool(self._outbox))
 
     def control(self) -> None:
         """Handle every control message that has arrived, without waiting."""
@@ -90,26 +95,28 @@ class StageLoop:
         if epoch <= self.epoch:
             return
         self.epoch = epoch
+        self._urgent.clear()
         self._outbox.clear()
         self._on_epoch()
 
-    def send(self, data: bytes) -> None:
-        self._outbox.append(data)
+    def send(self, data: bytes, urgent: bool = False) -> None:
+        (self._urgent if urgent else self._outbox).append(data)
 
-    def flush(self) -> bool:
-        """Send what the pipe takes; True when nothing is left."""
-        while self._outbox and self._sender is not None:
-            if not self._sender.send(self._outbox[0]):
-                return False
-            self._outbox.popleft()
-        return True
+    def flush(self) -> None:
+        """Send what the pipe takes."""
+        if self._sender is None:
+            return
+        for urgent, waiting in ((True, self._urgent), (False, self._outbox)):
+            while waiting and self._sender.send(waiting[0], urgent):
+                waiting.popleft()
 
     def wait(self, timeout: float = IDLE_POLL) -> None:
-        """Sleep until a control message, or input, or (while that is full) room in the pipe out."""
+        """Sleep until a control message, or room in a lane out that is full, or input that could be worked on."""
         poller = zmq.Poller()
         poller.register(self.link.socket, zmq.POLLIN)
-        if self._outbox and self._sender is not None:
-            poller.register(self._sender.socket, zmq.POLLOUT)
-        elif self._receiver is not None:
-            poller.register(self._receiver.socket, zmq.POLLIN)
+        for lane, waiting in enumerate((self._urgent, self._outbox)):
+            if waiting and self._sender is not None:
+                poller.register(self._sender.lanes[lane], zmq.POLLOUT)
+            if self._receiver is not None and not self._urgent and not waiting:
+                poller.register(self._receiver.lanes[lane], zmq.POLLIN)
         poller.poll(int(timeout * 1000))

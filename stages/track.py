@@ -279,8 +279,10 @@ class Track:
         for fold in self._folds.values():
             fold.close()
 
-    def _turn(self) -> bool:
-        data = self._receiver.receive()
+    def _turn(self, urgent_only: bool) -> bool:
+        data = self._receiver.receive(urgent=True)
+        if data is None and not urgent_only:
+            data = self._receiver.receive()
         if data is None:
             return False
         self._take(data)

@@ -19,7 +19,7 @@ import numpy as np
 
 from stages.records import F32, Detections, Failure, People
 
-VERSION = 1
+VERSION = 2
 """Version of the messages. Processes of different versions refuse each other by name."""
 
 MAX_DIMENSIONS = 16
@@ -233,7 +233,8 @@ class FrameMessage:
     """One frame on its way through the stages.
 
     ``slot`` and ``generation`` say where its pixels stand in the ring (-1: nowhere); ``time`` is in seconds,
-    ``width`` and ``height`` in pixels. A stage fills in what it found, or why there is nothing.
+    ``width`` and ``height`` in pixels. What is ``urgent`` travels in the pipes' urgent lanes. A stage fills in what
+    it found, or why there is nothing.
     """
 
     epoch: int
@@ -247,6 +248,7 @@ class FrameMessage:
     detections: Detections | None = None
     people: People | None = None
     failed: Failure | None = None
+    urgent: bool = False
 
 
 @dataclass
@@ -258,6 +260,7 @@ class EndMessage:
     frames: int
     truncated: str | None = None
     info: dict[str, Any] = field(default_factory=dict)
+    urgent: bool = False
 
 
 Message: TypeAlias = FrameMessage | EndMessage
@@ -269,7 +272,9 @@ def pack(message: Message) -> bytes:
     Raises:
         WireError: it holds something that cannot travel.
     """
-    values: dict[str, Any] = {"version": VERSION, "epoch": message.epoch, "job": message.job}
+    values: dict[str, Any] = {
+        "version": VERSION, "epoch": message.epoch, "job": message.job, "urgent": message.urgent
+    }  # fmt: skip
     if isinstance(message, EndMessage):
         values |= {
             "kind": "end",
@@ -311,6 +316,7 @@ def unpack(data: bytes) -> Message:
             frames=_integer(values, "frames"),
             truncated=_text_or_none(values, "truncated"),
             info=_map(values, "info"),
+            urgent=_flag(values, "urgent"),
         )
     if kind != "frame":
         raise WireError(f"message of unknown kind {kind!r}")
@@ -327,6 +333,7 @@ def unpack(data: bytes) -> Message:
         detections=None if detections is None else decode_detections(detections),
         people=None if people is None else decode_people(people),
         failed=_failure(values.get("failed")),
+        urgent=_flag(values, "urgent"),
     )
 
 
@@ -342,6 +349,13 @@ def _number(values: dict[str, Any], key: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise WireError(f"{key} must be a finite number, not {_shortly(value)}")
     return float(value)
+
+
+def _flag(values: dict[str, Any], key: str) -> bool:
+    value = values.get(key)
+    if not isinstance(value, bool):
+        raise WireError(f"{key} must be true or false, not {_shortly(value)}")
+    return value
 
 
 def _text_or_none(values: dict[str, Any], key: str) -> str | None:

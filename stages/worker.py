@@ -88,6 +88,7 @@ class Worker:
         self._batch = BatchController(config.batch)
         self._faults: FaultPlan = config.fault_plan()
         self._loop = StageLoop(link, receiver, config.sender(link.context), self._control, self._new_epoch)
+        self._urgent: deque[FrameMessage | EndMessage] = deque()
         self._inbox: deque[FrameMessage | EndMessage] = deque()
         self._isolated: set[tuple[int, int]] = set()
         self._skipped: dict[tuple[int, int], str] = {}
@@ -97,11 +98,12 @@ class Worker:
     def run(self) -> None:
         self._loop.run(self._turn)
 
-    def _turn(self) -> bool:
+    def _turn(self, urgent_only: bool) -> bool:
         self._receive()
-        if not self._inbox:
+        inbox = self._urgent or self._inbox
+        if not inbox or (urgent_only and inbox is not self._urgent):
             return False
-        self._work()
+        self._work(inbox)
         return True
 
     def _control(self, kind: str, payload: dict[str, Any]) -> None:
@@ -116,41 +118,46 @@ class Worker:
             self._found = {key: message for key, message in self._found.items() if key[0] != job}
 
     def _new_epoch(self) -> None:
-        self._inbox = deque(m for m in self._inbox if m.epoch >= self._loop.epoch)
+        for inbox in (self._urgent, self._inbox):
+            current = [message for message in inbox if message.epoch >= self._loop.epoch]
+            inbox.clear()
+            inbox.extend(current)
 
     def _receive(self) -> None:
-        while len(self._inbox) < self._batch.size and (data := self._receiver.receive()) is not None:
-            try:
-                message = unpack(data)
-            except WireError as error:
-                # What it was cannot be known: only a replay of all that is uncommitted makes it good.
-                self._link.send("corrupt", {"reason": str(error)})
-                continue
-            self._loop.raise_epoch(message.epoch)
-            if message.epoch == self._loop.epoch:
-                self._inbox.append(message)
+        """Take in up to a batch of what is urgent, and of the rest."""
+        for urgent, inbox in ((True, self._urgent), (False, self._inbox)):
+            while len(inbox) < self._batch.size and (data := self._receiver.receive(urgent)) is not None:
+                try:
+                    message = unpack(data)
+                except WireError as error:
+                    # What it was cannot be known: only a replay of all that is uncommitted makes it good.
+                    self._link.send("corrupt", {"reason": str(error)})
+                    continue
+                self._loop.raise_epoch(message.epoch)
+                if message.epoch == self._loop.epoch:
+                    inbox.append(message)
 
-    def _work(self) -> None:
-        """Take the next message, or the next batch, off the inbox."""
-        first = self._inbox[0]
+    def _work(self, inbox: deque[FrameMessage | EndMessage]) -> None:
+        """Take the next message, or the next batch, off an inbox."""
+        first = inbox[0]
         if isinstance(first, EndMessage) or first.failed is not None:
-            self._loop.send(pack(self._inbox.popleft()))
+            self._loop.send(pack(inbox.popleft()), first.urgent)
             return
         reason = self._skipped.get((first.job, first.frame))
         if reason is not None:
-            self._inbox.popleft()
+            inbox.popleft()
             first.failed = Failure(self._stage, reason)
             first.detections = first.people = None
-            self._loop.send(pack(first))
+            self._loop.send(pack(first), first.urgent)
             return
         if self._is_found(first):
-            self._inbox.popleft()
+            inbox.popleft()
             found = self._found[first.job, first.frame]
             found.epoch = first.epoch
-            self._loop.send(pack(found))
+            self._loop.send(pack(found), found.urgent)
             self._link.send("worked", {"job": first.job, "count": 1, "seconds": 0.0})
             return
-        batch = self._take_batch()
+        batch = self._take_batch(inbox)
         frames: list[Frame] = []
         messages: list[FrameMessage] = []
         for message in batch:
@@ -161,17 +168,17 @@ class Worker:
             frames.append(Frame(image, message.frame, message.time))
             messages.append(message)
         if messages:
-            self._run_batch(frames, messages)
+            self._run_batch(frames, messages, inbox)
 
     def _is_found(self, message: FrameMessage) -> bool:
         """Whether this very frame, still in the same slot, was worked on in an earlier epoch."""
         found = self._found.get((message.job, message.frame))
         return found is not None and (found.slot, found.generation) == (message.slot, message.generation)
 
-    def _take_batch(self) -> list[FrameMessage]:
+    def _take_batch(self, inbox: deque[FrameMessage | EndMessage]) -> list[FrameMessage]:
         batch: list[FrameMessage] = []
-        while self._inbox and len(batch) < self._batch.size:
-            message = self._inbox[0]
+        while inbox and len(batch) < self._batch.size:
+            message = inbox[0]
             if isinstance(message, EndMessage) or message.failed is not None:
                 break
             key = (message.job, message.frame)
@@ -179,13 +186,15 @@ class Worker:
             if batch and (alone or self._is_found(message)):
                 break
             batch.append(message)
-            self._inbox.popleft()
+            inbox.popleft()
             if alone:
                 break
         return batch
 
-    def _run_batch(self, frames: list[Frame], messages: list[FrameMessage]) -> None:
-        # Blame is laid on (job, frame): an urgent image may share a batch with a video's frames.
+    def _run_batch(
+        self, frames: list[Frame], messages: list[FrameMessage], inbox: deque[FrameMessage | EndMessage]
+    ) -> None:
+        # Blame is laid on (job, frame): urgent images of several jobs may share a batch.
         work = [[m.job, m.frame] for m in messages]
         started = time.perf_counter()
         try:
@@ -199,14 +208,14 @@ class Worker:
                 raise
             self._link.idle()  # a new epoch may take these frames away, and then nothing is being done
             self._link.send("shrunk", {"batch": self._batch.size, "reason": f"{type(error).__name__}: {error}"})
-            self._inbox.extendleft(reversed(messages))
+            inbox.extendleft(reversed(messages))
             return
         if len(messages) >= self._batch.size:  # a smaller one says nothing about whether the next size would fit
             self._batch.succeeded()
         seconds = time.perf_counter() - started
         for message, data in zip(messages, packed, strict=True):
             if self._ring.check(message.slot, message.generation):
-                self._loop.send(CORRUPT if corrupt else data)
+                self._loop.send(CORRUPT if corrupt else data, message.urgent)
                 self._found[message.job, message.frame] = message
         while len(self._found) > self._ring.slots:
             del self._found[next(iter(self._found))]

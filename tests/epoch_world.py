@@ -52,7 +52,7 @@ class Killed(BaseException):
 
 @dataclass
 class Pipe:
-    """One receiver's pipe."""
+    """One lane of one receiver's pipe."""
 
     room: int
     open: bool = False
@@ -61,13 +61,13 @@ class Pipe:
 
 
 class Sender:
-    def __init__(self, pipes: list[Pipe], process: Process) -> None:
+    def __init__(self, pipes: list[tuple[Pipe, Pipe]], process: Process) -> None:
         self._pipes = pipes
         self._process = process
         self._point = process.point
         self._turn = 0
 
-    def send(self, data: bytes) -> bool:
+    def send(self, data: bytes, urgent: bool = False) -> bool:
         if data != CORRUPT:
             assert unpack(data).epoch == self._process.stage._loop.epoch, (
                 "a message of an older epoch was passed on"
@@ -75,7 +75,7 @@ class Sender:
         self._point()
         for _ in self._pipes:
             self._turn += 1
-            pipe = self._pipes[self._turn % len(self._pipes)]
+            pipe = self._pipes[self._turn % len(self._pipes)][0 if urgent else 1]
             if pipe.open and len(pipe.queue) < pipe.room:
                 pipe.queue.append(data)
                 pipe.ever.append(data)
@@ -85,11 +85,12 @@ class Sender:
 
 
 class Receiver:
-    def __init__(self, pipe: Pipe) -> None:
-        self._pipe = pipe
+    def __init__(self, lanes: tuple[Pipe, Pipe]) -> None:
+        self._lanes = lanes
 
-    def receive(self) -> bytes | None:
-        return self._pipe.queue.popleft() if self._pipe.queue else None
+    def receive(self, urgent: bool = False) -> bytes | None:
+        pipe = self._lanes[0 if urgent else 1]
+        return pipe.queue.popleft() if pipe.queue else None
 
 
 class Link:
@@ -144,7 +145,8 @@ class Process:
     def start(self) -> None:
         link: Any = Link(self)
         if self.config.listens:
-            self.world.pipes[self.config.listens].open = True
+            for pipe in self.world.lanes(self.config.listens):
+                pipe.open = True
         ring = self.world.ring()
         if stage_of(self.name) == "decode":
             self.stage = Decode(link, self.config, ring)
@@ -187,11 +189,11 @@ class SimConfig(StageConfig):
         object.__setattr__(self, "process", process)
 
     def receiver(self, context: Any) -> Any:
-        return Receiver(self.process.world.pipes[self.listens]) if self.listens else None  # type: ignore[attr-defined]
+        return Receiver(self.process.world.lanes(self.listens)) if self.listens else None  # type: ignore[attr-defined]
 
     def sender(self, context: Any) -> Any:
         process: Process = self.process  # type: ignore[attr-defined]
-        return Sender([process.world.pipes[path] for path in self.feeds], process) if self.feeds else None
+        return Sender([process.world.lanes(path) for path in self.feeds], process) if self.feeds else None
 
 
 class Source:
@@ -301,6 +303,10 @@ class World:
         self.pipeline.close()
         self._stack.close()
 
+    def lanes(self, path: str) -> tuple[Pipe, Pipe]:
+        """The urgent one, and that of the rest."""
+        return self.pipes[f"{path}!"], self.pipes[path]
+
     def ring(self) -> Ring:
         self._rings.append(Ring.attach(self.pipeline._ring.fd))
         return self._rings[-1]
@@ -333,13 +339,14 @@ class World:
         process.told.clear()
         process.heard.clear()
         if process.config.listens:
-            pipe = self.pipes[process.config.listens]
-            pipe.open = False
-            for _ in range(max(0, len(pipe.queue) - lost % 2)):
-                pipe.queue.popleft()
+            for pipe in self.lanes(process.config.listens):
+                pipe.open = False
+                for _ in range(max(0, len(pipe.queue) - lost % 2)):
+                    pipe.queue.popleft()
         for path in process.config.feeds:
-            if lost % 5 > 1 and self.pipes[path].queue:
-                self.pipes[path].queue.pop()
+            for pipe in self.lanes(path):
+                if lost % 5 > 1 and pipe.queue:
+                    pipe.queue.pop()
         report = ev.ExitReport(
             ev.ExitKind.SIGNAL, 1, None, 9, "killed by SIGKILL", "working", process.activity, None, ()
         )
@@ -397,7 +404,7 @@ class World:
         }
         for name, process in self.processes.items():
             for attribute in ("_readings", "_pending", "_replay", "_skipped", "_isolated", "_found", "_inbox",
-                              "_folds", "_waiting", "_finished"):  # fmt: skip
+                              "_urgent", "_folds", "_waiting", "_finished"):  # fmt: skip
                 if attribute != "_found" or name == "decode":  # of workers: a bounded memory
                     found[f"{name}.{attribute}"] = getattr(process.stage, attribute, None)
         free = self._settings.slots - len(self.processes["decode"].stage._free)
@@ -430,7 +437,8 @@ class PlayedSupervisor:
     def add(self, spec: ProcessSpec) -> None:
         process = Process(self._world, spec)
         if process.config.listens:
-            self._world.pipes[process.config.listens] = Pipe(2 * process.config.depth)
+            for lane in (f"{process.config.listens}!", process.config.listens):
+                self._world.pipes[lane] = Pipe(2 * process.config.depth)
         self._world.processes[spec.name] = process
 
     def step(self, timeout: float) -> None:

@@ -8,6 +8,8 @@ from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
+import cv2
+import numpy as np
 import psutil
 import pytest
 
@@ -195,9 +197,6 @@ def test_a_job_continues_from_its_journal_in_another_life(clip: Path, undisturbe
 
 def test_an_urgent_image_goes_ahead_of_a_running_video(clip: Path, tmp_path: Path) -> None:
     image = tmp_path / "one.png"
-    import cv2
-    import numpy as np
-
     picture = np.zeros((100, 100, 3), np.uint8)
     picture[20:60, 20:60] = 255
     assert cv2.imwrite(str(image), picture)
@@ -211,6 +210,22 @@ def test_an_urgent_image_goes_ahead_of_a_running_video(clip: Path, tmp_path: Pat
         assert isinstance(done, JobDone)
         assert done.outcome.people == 1
         assert isinstance(run.finish("video"), JobDone)
+
+
+def test_an_image_does_not_wait_for_the_frames_that_are_in_the_pipes(clip: Path, tmp_path: Path) -> None:
+    """Of a video whose frames take long, only those that are being worked on come before it."""
+    image = tmp_path / "one.png"
+    assert cv2.imwrite(str(image), np.full((100, 100, 3), 255, np.uint8))
+    one = StageSettings(batch=1)
+    slow = replace(FAST, slots=12, pipe_depth=2, detect=one, mesh=one, faults=("mesh:slow=0.2%1.0/1",))
+    with Run(slow) as run:
+        run.work(clip, tmp_path / "video", "video")
+        run.until(lambda: run.committed() >= 5, "the video under way")
+        before = run.committed()
+        run.work(image, tmp_path / "image", "image", urgent=True)
+        run.finish("image")
+        between = run.committed() - before
+    assert between <= 5, f"{between} frames of {slow.slots} in flight came first"
 
 
 def test_replicas_keep_the_order_also_when_one_of_them_dies(

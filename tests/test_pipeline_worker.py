@@ -19,13 +19,19 @@ BATCH = 4
 
 class Pipe:
     def __init__(self) -> None:
+        self.urgent: deque[bytes] = deque()
         self.inside: deque[bytes] = deque()
+        self.full = False
+        """The lane of what is not urgent."""
 
-    def receive(self) -> bytes | None:
-        return self.inside.popleft() if self.inside else None
+    def receive(self, urgent: bool = False) -> bytes | None:
+        lane = self.urgent if urgent else self.inside
+        return lane.popleft() if lane else None
 
-    def send(self, data: bytes) -> bool:
-        self.inside.append(data)
+    def send(self, data: bytes, urgent: bool = False) -> bool:
+        if self.full and not urgent:
+            return False
+        (self.urgent if urgent else self.inside).append(data)
         return True
 
 
@@ -69,6 +75,8 @@ OUT = Pipe()
 class Bench:
     def __init__(self, fits: int) -> None:
         OUT.inside.clear()
+        OUT.urgent.clear()
+        OUT.full = False
         self.link: Any = Link()
         self.into = Pipe()
         self.ring = Ring.create(8, 12)
@@ -93,24 +101,24 @@ class Bench:
         if len(frames) > self.fits:
             raise MemoryError(f"{len(frames)} frames")
 
-    def put(self, frames: range) -> None:
+    def put(self, frames: range, urgent: bool = False) -> None:
         for frame in frames:
             slot = frame % 8
             self.generations[frame] = self.ring.write(slot, 1, frame, 0.0, np.zeros((2, 2, 3), np.uint8))
-            self.emit(range(frame, frame + 1), 0)
+            self.emit(range(frame, frame + 1), 0, urgent)
 
-    def emit(self, frames: range, epoch: int) -> None:
+    def emit(self, frames: range, epoch: int, urgent: bool = False) -> None:
         """Frames that stand in the ring."""
         for frame in frames:
-            message = FrameMessage(epoch, 1, frame, 0.0, frame % 8, self.generations[frame], 2, 2)
-            self.into.inside.append(pack(message))
+            message = FrameMessage(epoch, 1, frame, 0.0, frame % 8, self.generations[frame], 2, 2, urgent=urgent)
+            self.into.send(pack(message), urgent)
 
     def work(self) -> None:
         while self.worker._loop.step(self.worker._turn):
             pass
 
-    def passed_on(self) -> list[int]:
-        messages = [unpack(data) for data in OUT.inside]
+    def passed_on(self, urgent: bool = False) -> list[int]:
+        messages = [unpack(data) for data in (OUT.urgent if urgent else OUT.inside)]
         return [message.frame for message in messages if isinstance(message, FrameMessage)]
 
 
@@ -198,4 +206,45 @@ def test_what_is_kept_is_bounded_and_goes_with_its_job() -> None:
     bench.link.control.append(("drop", {"job": 1}))
     bench.work()
     assert not bench.worker._found
+    bench.ring.close()
+
+
+def test_what_is_urgent_goes_first_and_in_a_batch_of_its_own() -> None:
+    bench = Bench(BATCH)
+    bench.put(range(3))
+    assert bench.worker._loop.step(bench.worker._turn)
+    bench.put(range(3, 5))
+    bench.put(range(5, 7), urgent=True)
+    bench.work()
+    assert bench.sizes == [3, 2, 2]
+    assert bench.passed_on(urgent=True) == [5, 6] and bench.passed_on() == [0, 1, 2, 3, 4]
+    bench.ring.close()
+
+
+def test_a_full_pipe_holds_up_what_is_urgent_no_more_than_what_is_in_work() -> None:
+    bench = Bench(BATCH)
+    OUT.full = True
+    bench.put(range(4))
+    bench.work()
+    bench.put(range(4, 6))
+    bench.work()
+    assert bench.sizes == [4], "nothing more is begun while the pipe is full"
+    bench.put(range(6, 7), urgent=True)
+    bench.work()
+    assert bench.sizes == [4, 1] and bench.passed_on(urgent=True) == [6] and bench.passed_on() == []
+    OUT.full = False
+    bench.work()
+    assert bench.sizes == [4, 1, 2] and bench.passed_on() == list(range(6))
+    bench.ring.close()
+
+
+def test_a_new_epoch_takes_away_what_is_urgent_too() -> None:
+    bench = Bench(BATCH)
+    bench.put(range(1), urgent=True)
+    bench.link.control.append(("epoch", {"epoch": 1}))
+    bench.work()
+    assert bench.sizes == [] and bench.passed_on(urgent=True) == []
+    bench.emit(range(1), 1, urgent=True)
+    bench.work()
+    assert bench.passed_on(urgent=True) == [0]
     bench.ring.close()

@@ -74,6 +74,19 @@ def test_a_full_pipe_refuses_and_takes_again_when_drained(context: zmq.Context[A
     until(lambda: sender.send(b"again"))
 
 
+def test_what_is_urgent_passes_a_full_pipe(context: zmq.Context[Any], tmp_path: Path) -> None:
+    receiver = Receiver(context, tmp_path / "a.pipe", 1)
+    sender = Sender(context, [tmp_path / "a.pipe"], 1)
+    data = bytes(1_000_000)
+    until(lambda: sender.send(data))
+    while sender.send(data):
+        pass
+    until(lambda: sender.send(b"urgent", urgent=True))
+    assert until(lambda: receiver.receive(urgent=True)) == b"urgent"
+    assert receiver.receive(urgent=True) is None
+    assert until(receiver.receive) == data
+
+
 def test_messages_go_to_the_replica_that_has_room(context: zmq.Context[Any], tmp_path: Path) -> None:
     paths = [tmp_path / "a.0", tmp_path / "a.1"]
     idle, busy = (Receiver(context, path, 1) for path in paths)

@@ -28,7 +28,7 @@ class Pipe:
     def __init__(self) -> None:
         self.sent: list[Any] = []
 
-    def send(self, data: bytes) -> bool:
+    def send(self, data: bytes, urgent: bool = False) -> bool:
         self.sent.append(unpack(data))
         return True
 
