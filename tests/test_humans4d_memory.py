@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from stages.backends import humans4d
 from stages.backends.humans4d import devices, requirements, rle
 from stages.backends.humans4d.crops import widen
 from stages.backends.humans4d.options import Options
@@ -243,6 +244,48 @@ def test_frames_that_do_not_fit_together_are_worked_on_in_smaller_passes(
     monkeypatch.setattr(detector._model.backbone, "forward", none)
     with pytest.raises(OutOfMemoryError):
         detector.detect(frames(1))
+
+
+FULL = (
+    "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported at some other API call",
+    "CUDA driver error: out of memory",
+    "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+    "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+)
+
+
+@pytest.mark.humans4d
+@pytest.mark.parametrize("text", FULL)
+def test_a_full_card_is_out_of_memory_whoever_says_it(text: str) -> None:
+    """Torch's allocator is not the only one that wants memory of the card."""
+    package("torch")
+    passes, sizes = devices.Passes(4, "frames"), []
+
+    def work(size: int) -> int:
+        sizes.append(size)
+        if size > 1 or text in FULL[:1]:
+            raise RuntimeError(text)
+        return size
+
+    if text in FULL[:1]:
+        with pytest.raises(RuntimeError) as caught:
+            passes.run(work)
+        assert type(caught.value).__name__ == "OutOfMemoryError", "by which the supervisor knows it"
+    else:
+        assert passes.run(work) == 1
+    assert sizes == [4, 4, 2, 1]
+    sizes.clear()
+
+    def broken(size: int) -> int:
+        sizes.append(size)
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    with pytest.raises(RuntimeError, match="illegal"):
+        passes.run(broken)
+    assert len(sizes) == 1
+    with pytest.raises(RuntimeError) as caught, humans4d._importing("mesh"):
+        raise RuntimeError(text)
+    assert type(caught.value).__name__ == "OutOfMemoryError", "while loading too"
 
 
 @pytest.mark.humans4d

@@ -178,6 +178,29 @@ def test_a_broken_off_download_and_a_missing_smpl_are_told(tmp_path: Path) -> No
     assert requirements.file_problem(weights, model) is not None
 
 
+@pytest.mark.parametrize(
+    ("architectures", "capability", "dtype", "told"),
+    [
+        (["sm_75", "sm_80", "sm_90"], (8, 9), "bf16", ""), (["sm_75", "sm_86"], (7, 5), "fp16", ""),
+        (["sm_75", "sm_80"], (7, 5), "bf16", "bf16"), (["sm_75", "sm_80"], (6, 1), "fp16", "sm_61"),
+        (["sm_80", "sm_90a"], (12, 0), "fp16", "sm_120"), (["sm_80", "compute_90"], (12, 0), "fp16", ""),
+        ([], (9, 0), "fp16", ""),
+    ],
+)  # fmt: skip
+def test_a_gpu_that_this_torch_has_no_code_for(
+    architectures: list[str], capability: tuple[int, int], dtype: str, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Loading would succeed, and the first pass fail."""
+    cuda = SimpleNamespace(
+        is_available=lambda: True, device_count=lambda: 2, get_arch_list=lambda: architectures,
+        get_device_capability=lambda index: capability if index == 1 else (5, 0),
+    )  # fmt: skip
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
+    options = Options.from_mapping({"device": "cuda:1", "dtype": dtype})
+    found = [str(problem) for problem in requirements._device(options)]
+    assert len(found) == bool(told) and told in "".join(found)
+
+
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_what_compiling_needs_is_looked_for_before_loading(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def found(**values: Any) -> list[str]:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from stages.backends.humans4d import devices
 from stages.backends.humans4d.requirements import PACKAGES
 from stages.protocols import (
     Backend,
@@ -38,6 +39,8 @@ def _importing(stage: str) -> Iterator[None]:
     try:
         yield
     except (ImportError, AttributeError, OSError, RuntimeError) as error:
+        if devices.is_out_of_memory(error):
+            raise devices.named_out_of_memory(error) from None
         text = str(error)
         known = isinstance(error, ImportError) or ".so" in text or "torchvision::" in text
         if not known and not text.startswith("module '"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import sys
 import threading
 import time
@@ -21,6 +22,7 @@ Module = Any
 Result = TypeVar("Result")
 
 
+_FULL = re.compile(r"CUDA( driver)? error: out of memory|CU(BLAS|DNN)_STATUS_\w*ALLOC\w*_FAILED")
 _COMPILING, _EVERY = 1800.0, 1.0
 """Seconds: longest that compiling may take, and how often it is said to go on."""
 ALLOCATOR_VARIABLES = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
@@ -101,7 +103,23 @@ def trim(options: Options) -> None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether ``error`` is torch's out-of-memory error on the device."""
+    """Whether ``error`` says that the device's memory is full.
+
+    Torch's allocator raises ``OutOfMemoryError``. What the driver, cuBLAS and cuDNN want beside it (a context, a
+    kernel's code, a workspace) fails as a mere ``RuntimeError``, first of all on a small card.
+    """
+    return _is_named(error) or (isinstance(error, RuntimeError) and bool(_FULL.search(str(error))))
+
+
+def named_out_of_memory(error: BaseException) -> BaseException:
+    """``error`` as the ``OutOfMemoryError`` by which the stages and the supervisor know it."""
+    if _is_named(error):
+        return error
+    named: BaseException = import_module("torch").cuda.OutOfMemoryError(str(error))
+    return named
+
+
+def _is_named(error: BaseException) -> bool:
     return type(error).__name__ == "OutOfMemoryError"
 
 
@@ -129,8 +147,10 @@ class Passes:
             try:
                 return work(self.size)
             except Exception as error:
-                if not is_out_of_memory(error) or (self.size == 1 and not again):
+                if not is_out_of_memory(error):
                     raise
+                if self.size == 1 and not again:
+                    raise named_out_of_memory(error) from None
                 reason = str(error).partition("\n")[0]
             # Outside the handler, whose traceback keeps the failed pass's tensors alive.
             import_module("torch").cuda.empty_cache()

@@ -9,6 +9,7 @@ import importlib
 import importlib.util
 import os
 import pickle
+import re
 import shutil
 import sys
 import sysconfig
@@ -197,9 +198,32 @@ def _device(options: Options) -> list[Problem]:
     if index >= torch.cuda.device_count():
         count = torch.cuda.device_count()
         return [Problem(f"device = {options.device!r}, but there are {count} GPUs", way, "device")]
-    if options.dtype == "bf16" and not torch.cuda.is_bf16_supported():
+    # Of the GPU that is meant, and without a tensor on it: nothing may be allocated before the allocator's settings.
+    capability = torch.cuda.get_device_capability(index)
+    architectures = torch.cuda.get_arch_list()
+    if not _has_code(architectures, capability):
+        what = f"this torch has no code for the GPU (sm_{capability[0]}{capability[1]}), only for "
+        return [
+            Problem(
+                f"device = {options.device!r}, but {what}{', '.join(architectures)}",
+                "install a torch that has it: a newer one for a newer GPU, an older one for an older",
+                "device",
+            )
+        ]
+    if options.dtype == "bf16" and capability < (8, 0):
         return [Problem("dtype = 'bf16', which this GPU lacks", 'set dtype = "fp16"', "option")]
     return []
+
+
+def _has_code(architectures: Sequence[str], capability: tuple[int, int]) -> bool:
+    """CUDA's rule: machine code (sm_XY) runs on its own major version from its minor version on, intermediate code
+    (compute_XY) on everything from its version on."""
+    versions = [re.fullmatch(r"(sm|compute)_(\d+)(\d)[a-z]?", name) for name in architectures]
+    for found in filter(None, versions):
+        major, minor = int(found[2]), int(found[3])
+        if (major, minor) <= capability and (found[1] == "compute" or major == capability[0]):
+            return True
+    return not any(versions)
 
 
 def file_problem(file: WeightFile, path: Path) -> Problem | None:
