@@ -180,17 +180,22 @@ def weights(folder: Path, small: bool) -> dict[str, Any]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("video", type=Path)
-    parser.add_argument("--card-gb", type=float, default=8.0)
-    parser.add_argument("--frames", type=int, default=60)
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--small", action="store_true")
+    parser.add_argument("video", type=Path, help="the clip; repeated where it is shorter than --frames")
+    parser.add_argument("--card-gb", type=float, default=8.0, help="how large the card is to be (default: 8)")
+    parser.add_argument("--frames", type=int, default=60, help="of the clip (default: 60)")
+    parser.add_argument("--device", default="cuda", help="cuda, cuda:N or cpu (default: cuda)")
+    parser.add_argument("--small", action="store_true", help="tiny networks")
     given = parser.parse_args()
+    if not given.video.is_file():
+        raise SystemExit(f"no file {given.video}")
     cuda = given.device.startswith("cuda")
     card = Card(given.device, int(given.device.partition(":")[2] or 0) if cuda else None)
     found = card.look()
     if cuda and found is None:
-        raise SystemExit(f"no NVML figures for {given.device}: {card.probe.problem}; try --device cpu --small")
+        raise SystemExit(
+            f"no GPU {given.device} to be seen through NVML, the driver's library ({card.probe.problem}): "
+            "--device cpu --small runs without one"
+        )
     holder = Holder(given.device) if cuda else None
     try:
         with tempfile.TemporaryDirectory() as name:

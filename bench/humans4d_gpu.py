@@ -3,7 +3,8 @@
     python -m bench.humans4d_gpu [--device cuda] [--full] [--profile 8gb] [--cap-gb 8] [--seconds 20]
 
 Both sides run in this one process, one after the other, with the same synthetic weights (``--full``: the real sizes;
-writes 5.5 GB into a temporary folder). Prints one JSON line a measurement.
+writes 5.5 GB into a temporary folder; otherwise tiny networks, whose speed says nothing). Prints one JSON line a
+measurement. Upstream runs in fp32 with torch's own settings, and without ``--cap-gb``.
 """
 
 from __future__ import annotations
@@ -21,33 +22,43 @@ from typing import Any
 import numpy as np
 
 from bench import humans4d_synthetic as synthetic
-from stages.backends.humans4d import rle
+from stages.backends.humans4d import devices, requirements, rle
 from stages.backends.humans4d.crops import widen
-from stages.backends.humans4d.options import Options
+from stages.backends.humans4d.options import PROFILES, Options
 from stages.records import Detections, Frame
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--full", action="store_true")
-    parser.add_argument("--profile", default="default")
-    parser.add_argument("--dtype", default=None)
-    parser.add_argument("--cap-gb", type=float, default=0.0)
-    parser.add_argument("--seconds", type=float, default=20.0)
-    parser.add_argument("--crops", type=int, default=8)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda", help="cuda, cuda:N or cpu (default: cuda)")
+    parser.add_argument("--full", action="store_true", help="networks of the real size")
+    parser.add_argument("--profile", default="default", choices=list(PROFILES), help="of the options")
+    parser.add_argument("--dtype", choices=["fp32", "fp16", "bf16"], help="instead of the profile's")
+    parser.add_argument("--crops", type=int, help="crops in one pass, instead of the profile's")
+    parser.add_argument(
+        "--cap-gb", type=float, default=0.0, help="as if the card had so much: the profile's share of it"
+    )
+    parser.add_argument("--seconds", type=float, default=20.0, help="for each measurement (default: 20)")
     given = parser.parse_args()
     synthetic.stand_in_torchvision_operators()
     torch = import_module("torch")
     cuda = given.device.startswith("cuda")
+    values: dict[str, Any] = {"device": given.device, "profile": given.profile}
+    values |= {name: getattr(given, name) for name in ("dtype", "crops") if getattr(given, name)}
+    wrong = [
+        *requirements._device(options := Options.from_mapping(values)),
+        *requirements._precision("mesh", options),
+    ]
+    if wrong:
+        raise SystemExit(
+            f"{wrong[0]} (here: --device cpu runs without a GPU, with --dtype bf16 in the profile 8gb)"
+        )
+    if given.cap_gb and cuda:
+        total = torch.cuda.get_device_properties(given.device).total_memory
+        share = (options.memory_fraction or 1.0) * given.cap_gb * 2**30 / total
+        values["memory_fraction"] = min(1.0, share)
     with tempfile.TemporaryDirectory() as folder:
-        values = {**synthetic.write_files(Path(folder), full=given.full), "device": given.device,
-                  "profile": given.profile, "crops": given.crops}  # fmt: skip
-        if given.dtype:
-            values["dtype"] = given.dtype
-        if given.cap_gb and cuda:
-            total = torch.cuda.get_device_properties(given.device).total_memory
-            values["memory_fraction"] = min(1.0, given.cap_gb * 2**30 / total)
+        values |= synthetic.write_files(Path(folder), full=given.full)
         mesh(values, given, torch, cuda)
         detect(values, given, torch, cuda, Path(folder))
 
@@ -77,6 +88,14 @@ def rate(work: Callable[[], int], seconds: float, torch: Any, cuda: bool) -> tup
 
 def peak(torch: Any, cuda: bool) -> float:
     return round(torch.cuda.max_memory_allocated() / 2**30, 2) if cuda else 0.0
+
+
+def as_upstream(torch: Any, cuda: bool) -> None:
+    """Undo what `devices.prepare` has set: upstream runs with torch's own settings, on the whole card."""
+    torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic = True, False
+    if cuda:
+        torch.cuda.empty_cache()
+        torch.cuda.set_per_process_memory_fraction(1.0)
 
 
 def _stay(module: Any, *_: Any, **__: Any) -> Any:
@@ -119,6 +138,7 @@ def mesh(values: dict[str, Any], given: argparse.Namespace, torch: Any, cuda: bo
             provoke(regressor, frame, found, torch, options.memory_fraction)
         regressor = None
         gc.collect()
+        as_upstream(torch, cuda)
         theirs = import_module("hmr2.models").HMR2.load_from_checkpoint(
             values["hmr2_checkpoint"], strict=False, cfg=config, init_renderer=False, map_location=given.device,
             weights_only=False,
@@ -149,24 +169,32 @@ def mesh(values: dict[str, Any], given: argparse.Namespace, torch: Any, cuda: bo
 
 
 def provoke(regressor: Any, frame: Frame, found: Detections, torch: Any, share: float) -> None:
-    """Take nearly all memory, so that a pass fails for real, and see it halved and survived."""
+    """Take ever more of the memory until a pass fails for real, and see it halved and survived."""
     before = regressor.regress([frame], [found])[0]
-    torch.cuda.empty_cache()
-    free, total = torch.cuda.mem_get_info()
-    if share:  # no more than this process may have
-        free = min(free, int(total * share) - torch.cuda.memory_reserved())
-    hog = torch.empty(max(0, free - (64 << 20)), dtype=torch.uint8, device="cuda")
-    try:
-        after = regressor.regress([frame], [found])[0]
-        gap = float(np.abs(before.vertices - after.vertices).max())
-        say(
-            "mesh, out of memory provoked", survived=True, crops_now=regressor._passes.size, vertices_differ_by=gap
-        )
-    except torch.cuda.OutOfMemoryError as error:
-        say("mesh, out of memory provoked", survived=False, error=str(error)[:120])
-    finally:
-        del hog
+    crops = regressor._passes.size
+    for left in (256, 128, 96, 64, 48, 32, 24, 16, 8, 4):
         torch.cuda.empty_cache()
+        free, total = torch.cuda.mem_get_info()
+        if share:  # no more than this process may have
+            free = min(free, int(total * share) - torch.cuda.memory_reserved())
+        hog = torch.empty(max(0, free - (left << 20)), dtype=torch.uint8, device="cuda")
+        try:
+            after = regressor.regress([frame], [found])[0]
+        except torch.cuda.OutOfMemoryError as error:
+            say("mesh, out of memory provoked", left_mb=left, survived=False, error=str(error)[:120])
+            break
+        finally:
+            del hog
+        if regressor._passes.size < crops:
+            gap = float(np.abs(before.vertices - after.vertices).max())
+            say(
+                "mesh, out of memory provoked", left_mb=left, survived=True, crops_before=crops,
+                crops_now=regressor._passes.size, vertices_differ_by=gap,
+            )  # fmt: skip
+            break
+    else:
+        say("mesh, out of memory provoked", survived=None, error="no pass failed, whatever was taken")
+    torch.cuda.empty_cache()
 
 
 def detect(values: dict[str, Any], given: argparse.Namespace, torch: Any, cuda: bool, folder: Path) -> None:
@@ -180,6 +208,7 @@ def detect(values: dict[str, Any], given: argparse.Namespace, torch: Any, cuda: 
         weights = folder / f"{kind}.pkl"
         synthetic.write_detector(weights, config)
         options = Options.from_mapping({**values, "detector": kind})
+        devices.prepare(options)
         detector = module.PersonDetector.from_config(config, weights, options, quiet)
         speed, rounds = rate(lambda d=detector: len(d.detect([frame] * 4)), given.seconds, torch, cuda)  # type: ignore[misc]
         say(
@@ -187,6 +216,7 @@ def detect(values: dict[str, Any], given: argparse.Namespace, torch: Any, cuda: 
         )
         del detector
         gc.collect()
+        as_upstream(torch, cuda)
         if not cuda:
             torch.nn.Module.cuda = _stay
         config.train.init_checkpoint = str(weights)
@@ -201,7 +231,7 @@ def detect(values: dict[str, Any], given: argparse.Namespace, torch: Any, cuda: 
         say(
             f"detect {kind}, upstream", images_per_second=round(speed, 3), rounds=rounds, peak_gb=peak(torch, cuda)
         )
-        del theirs
+        del theirs, one  # which holds it too
         gc.collect()
 
 

@@ -356,3 +356,17 @@ def test_attention_in_pieces_equals_upstreams(detector_of: Any) -> None:
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6)
     # Of sixteen heads' scores (two frames') no more than three are there at once.
     assert ours() < theirs() / 3
+
+
+@pytest.mark.humans4d
+@pytest.mark.parametrize("bench", ["gpu", "card"])
+def test_a_bench_without_a_gpu_says_so(bench: str, tmp_path: Path) -> None:
+    if package("torch").cuda.is_available():
+        pytest.skip("there is a GPU")
+    (tmp_path / "clip.mp4").touch()
+    clip = [str(tmp_path / "clip.mp4")] if bench == "card" else []
+    command = [sys.executable, "-m", f"bench.humans4d_{bench}", *clip]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert done.returncode == 1 and not done.stdout and "Traceback" not in done.stderr
+    told = done.stderr.splitlines()[-1]
+    assert ("GPU" in told or "without CUDA" in told) and "--device cpu" in told
