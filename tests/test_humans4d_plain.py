@@ -201,6 +201,24 @@ def test_a_gpu_that_this_torch_has_no_code_for(
     assert len(found) == bool(told) and told in "".join(found)
 
 
+@pytest.mark.parametrize(
+    ("version", "old"), [("1.13.1+cu117", True), ("2.0.1", True), ("2.1.0", False), ("2.13.0+cpu", False)]
+)
+def test_a_torch_that_is_too_old_is_told(version: str, old: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(requirements, "_package", lambda name: None)
+    monkeypatch.setattr(requirements.importlib.metadata, "version", lambda name: version)
+    found = [str(p) for p in requirements.problems("detect", Options.from_mapping({})) if "too old" in str(p)]
+    assert len(found) == old and all(version in text and "2.1" in text and "pytorch.org" in text for text in found)
+
+
+def test_a_renderer_that_is_not_there_is_told_before_loading() -> None:
+    for device, why in (("cpu", "runs on the CPU"), ("cuda", "does not find")):
+        for depth_test, told in (("neural_renderer", True), ("auto", False), ("builtin", False)):
+            options = Options.from_mapping({"device": device, "depth_test": depth_test})
+            found = [str(p) for p in requirements._renderer("mesh", options)]
+            assert len(found) == told and all(why in text and "builtin" in text for text in found)
+
+
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_what_compiling_needs_is_looked_for_before_loading(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def found(**values: Any) -> list[str]:

@@ -277,6 +277,31 @@ def test_people_equal_phalps_human_features(
         np.testing.assert_allclose(a["appe"], b["appe"], atol=1e-3)
 
 
+def test_the_depth_image_is_what_rays_meet() -> None:
+    """Against the rays through the pixels' centres and the triangles: the comparison above takes it for granted."""
+    texture = _import("stages.backends.humans4d.texture")
+    size, focal = 48, 60.0
+    corners = np.random.default_rng(11).uniform((-0.5, -0.5, 1.0), (0.5, 0.5, 3.0), (2, 12, 3, 3))
+    corners[1, 0] += (0, 0, 200)  # too far away
+    corners[1, 1, 0, 2] = -1.0  # in part behind the camera
+    vertices = torch.tensor(corners.reshape(2, 36, 3), dtype=torch.float32)
+    image, odd = texture.depth_image(vertices, torch.arange(36).reshape(12, 3), focal, size).numpy()
+    steps = (np.arange(size) + 0.5 - size / 2) / focal
+    rays = np.stack(np.broadcast_arrays(steps[None, :], steps[:, None], 1.0), -1)
+    depth, sure = np.full((size, size), 100.0), np.ones((size, size), bool)
+    for a, b, c in corners[0]:
+        edges = np.stack((b - a, c - a), 1)
+        normal = np.cross(*edges.T)
+        reach = (a @ normal) / (rays @ normal)
+        shares = (rays * reach[..., None] - a) @ np.linalg.pinv(edges).T
+        least = np.minimum(shares.min(-1), 1 - shares.sum(-1))
+        sure &= np.abs(least) > 1e-3  # on an edge it may fall to either side
+        depth = np.where((least > 0) & (reach > 0), np.minimum(depth, reach), depth)
+    assert 0.2 < (depth < 100).mean() < 0.95 and sure.mean() > 0.9
+    np.testing.assert_allclose(image[sure], depth[sure], rtol=1e-4)
+    assert np.isfinite(odd).all() and (odd > 0.1).all() and (odd <= 100).all() and (odd < 100).any()
+
+
 def test_a_person_does_not_depend_on_the_crowd(regressor: Any, image: Any) -> None:
     together = regressor.regress([Frame(image, 0, 0.0)] * 2, [scripted(image), scripted(image, BOXES[1:2])])
     alone = regressor.regress([Frame(image, 0, 0.0)], [scripted(image, BOXES[1:2])])[0]
@@ -678,6 +703,41 @@ def test_identities_and_the_pickle_equal_upstreams_over_64_frames(
 
 RENDERED = ("appe", "loca", "pose")
 """What only a track.py that renders, as it does unless told otherwise, leaves in its file."""
+
+
+@pytest.mark.parametrize("seed", [0, 2, 3])
+def test_cuts_are_those_of_phalps_list_of_shots(seed: int, tmp_path: Path) -> None:
+    """PHALP looks through the whole file, as JPEG and MPEG-4, with PySceneDetect. Some have a flash within a
+    shot; where its frames are at the edge of the criterion, as in a fast pan, the two may choose neighbours."""
+    upstream = _import("phalp.trackers.PHALP").PHALP
+    _import("scenedetect")
+    import cv2
+
+    from stages.backends.humans4d.shots import ShotDetector, thumbnail
+
+    random = np.random.default_rng(seed)
+    pictures, detector, cuts = [], ShotDetector(), []
+    for scene in range(4):
+        look = cv2.resize(
+            random.integers(0, 255, (6, 9, 3)).astype(np.uint8), (480, 270), interpolation=cv2.INTER_CUBIC
+        )
+        length, pan = int(random.choice([8, 14, 15, 16, 20])), int(random.integers(0, 2))
+        for number in range(length):
+            flash = 120 * (seed % 3 == 0 and scene == 1 and number == length // 2)
+            shown = np.roll(look, number * pan, 1).astype(int) + random.integers(-4, 5, look.shape) + flash
+            pictures.append(np.clip(shown, 0, 255).astype(np.uint8))
+    paths = [str(tmp_path / f"{number:06d}.jpg") for number in range(len(pictures))]
+    for path, picture in zip(paths, pictures, strict=True):
+        cv2.imwrite(path, picture)
+        cuts += detector.push(thumbnail(picture))
+    cuts += detector.finish()
+    (tmp_path / "_TMP").mkdir()
+    video = SimpleNamespace(output_dir=str(tmp_path))
+    wanted = upstream.get_list_of_shots(
+        SimpleNamespace(cfg=SimpleNamespace(detect_shots=True, video=video, video_seq="clip")), paths
+    )
+    assert len(wanted) >= 1
+    assert [number for number, cut in enumerate(cuts) if cut] == [int(number) for number in wanted]
 
 
 def test_a_restored_tracker_goes_on_identically(files: dict[str, Any], script_of_frames: list[People]) -> None:

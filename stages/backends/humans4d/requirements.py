@@ -6,6 +6,7 @@ Packages are looked for without being imported; weights by their size; the devic
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import importlib.util
 import os
 import pickle
@@ -25,6 +26,8 @@ HMR2_COMMIT = "6ec79656a23c33237c724742ca2a0ec00b398b53"
 PHALP_COMMIT = "96f7e6c09fb858ec3f597d59246c151ab4394bc3"
 DETECTRON2_COMMIT = "02b5c4e295e990042a714712c21dc79b731e8833"
 
+TORCH = (2, 1)
+"""The first that maps checkpoints into memory and takes their tensors as they are."""
 NO_PACKAGE = "no package "
 _EXTRA = "pip install 'poseward[humans4d]'"
 
@@ -101,9 +104,10 @@ def problems(stage: str, options: Options) -> list[Problem]:
     if "phalp" in PACKAGES[stage] and not _lacks(found, "phalp"):
         found += _phalp()
     if not _lacks(found, "torch"):
-        found += _device(options)
+        found += _torch_version() or _device(options)
     found += _precision(stage, options)
     found += _compiling(stage, options)
+    found += _renderer(stage, options)
     found += [p for f in files_of(stage, options.detector) if (p := file_problem(f, options.path(f.option)))]
     return found
 
@@ -143,6 +147,30 @@ def _compiling(stage: str, options: Options) -> list[Problem]:
         Problem(f"compile = true needs {what}, which is not there", f"{way}, or set compile = false", "option")
         for what, way in lacks
     ]
+
+
+def _renderer(stage: str, options: Options) -> list[Problem]:
+    if stage != "mesh" or options.depth_test != "neural_renderer":
+        return []
+    if options.device == "cpu":
+        why = "which is for CUDA devices, and mesh runs on the CPU"
+    elif importlib.util.find_spec("neural_renderer") is None:
+        why = f"which {_interpreter()} does not find"
+    else:
+        return []
+    return [Problem(f'depth_test = "neural_renderer", {why}', 'set depth_test = "builtin"', "option")]
+
+
+def _torch_version() -> list[Problem]:
+    try:
+        version = importlib.metadata.version("torch")
+    except importlib.metadata.PackageNotFoundError:  # built from its sources, perhaps
+        return []
+    found = re.match(r"(\d+)\.(\d+)", version)
+    if found is None or (int(found[1]), int(found[2])) >= TORCH:
+        return []
+    wanted = ".".join(map(str, TORCH))
+    return [Problem(f"torch {version} is too old: {wanted} or newer is needed", SOURCES["torch"], "package")]
 
 
 def _package(name: str) -> Problem | None:
