@@ -386,6 +386,7 @@ class World:
                     self.hear(process)
                 if process.stage is None:
                     process.start()
+                    moved = True  # that it is ready has not been heard yet
                 process.heard.extend(process.told)
                 process.told.clear()
                 moved |= process.step()
