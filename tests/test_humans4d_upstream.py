@@ -7,6 +7,7 @@ nothing, and its neural_renderer, a CUDA extension, gives the depth image of our
 from __future__ import annotations
 
 import importlib
+import pickle
 import re
 import shutil
 import sys
@@ -335,6 +336,47 @@ def test_half_precision_weights_are_kept_once_and_stay_close(files: dict[str, An
     turns = results["bf16"].pose
     np.testing.assert_allclose(turns @ turns.swapaxes(-1, -2), np.broadcast_to(np.eye(3), turns.shape), atol=1e-5)
     np.testing.assert_allclose(results["bf16"].vertices, results["fp32"].vertices, atol=0.02)
+
+
+DAMAGED = {
+    "a page": b"<!DOCTYPE html><html>404 not found</html>",
+    "text": b"hello\n",
+    "a pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 12\n",
+    "zeros": bytes(5000),
+    "a list": pickle.dumps([1]),
+    "a number": pickle.dumps(1),
+    "cut": pickle.dumps({"state_dict": {"a": np.zeros(1000)}}, 4)[:-300],
+}
+
+
+@pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED)
+def test_a_file_that_is_no_model_is_named(content: bytes, files: dict[str, Any], tmp_path: Path) -> None:
+    """And is no crash to be tried again: each file of the three stages that the user may name."""
+    from stages.protocols import ConfigurationError, find_backend
+
+    backend = find_backend("humans4d")
+    requirements = _import("stages.backends.humans4d.requirements")
+    detect = _import("stages.backends.humans4d.detect")
+    for option in ("hmr2_checkpoint", "smpl_model", "joint_regressor", "hmar_weights", "predictor_weights"):
+        bad = tmp_path / Path(files[option]).name
+        bad.write_bytes(content)
+        stage = "track" if option == "predictor_weights" else "mesh"
+        options = {**files, option: str(bad)}
+        others = [p for p in requirements.problems(stage, Options.from_mapping(options)) if str(bad) not in p.what]
+        if others:
+            pytest.skip(str(others[0]))
+        # A regressor that is another object shows by the checkpoint, which does not go with it.
+        named = "" if option == "joint_regressor" else re.escape(str(bad))
+        with pytest.raises(ConfigurationError, match=named), synthetic.small_vit():
+            if stage == "mesh":
+                backend.mesh(options, quiet)
+            else:
+                assert backend.load_tracking is not None
+                backend.load_tracking(options, quiet)
+    for name in ("model.pkl", "model.pth"):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ConfigurationError, match=name):
+            detect.read_weights(tmp_path / name)
 
 
 # --- detect ----------------------------------------------------------------------------------------------------

@@ -204,8 +204,8 @@ def load_predictor(options: Options, cfg: SimpleNamespace, report: Report) -> An
             f"PHALP's predictor cannot be built from {options.predictor_config}, {options.predictor_mean_std} and "
             f"{options.predictor_mean_params} ({type(error).__name__}: {error})"
         ) from error
-    content = devices.read_torch(options.predictor_weights)
-    state = {name.removeprefix("encoder."): value for name, value in content["state_dict"].items()}
+    content = devices.read_torch(options.predictor_weights, "state_dict")
+    state = {name.removeprefix("encoder."): value for name, value in content.items()}
     devices.load_state(
         predictor.encoder, state, options, report, source=options.predictor_weights, half=set(),
         may_lack=lambda name: not name.startswith(_NEEDED),

@@ -212,15 +212,17 @@ def read_weights(path: Path) -> Mapping[str, Any]:
     Raises:
         ConfigurationError: unreadable.
     """
-    if path.suffix == ".pkl":
-        try:
-            with path.open("rb") as file:
-                content = pickle.load(file, encoding="latin1")
-        except (OSError, EOFError, pickle.UnpicklingError, ValueError) as error:
-            raise ConfigurationError(f"cannot read {path} ({error}): remove it and fetch it again") from error
-    else:
-        content = devices.read_torch(path)
-    state: Mapping[str, Any] = content.get("model", content)
+    if path.suffix != ".pkl":
+        state: Mapping[str, Any] = devices.read_torch(path, "model")
+        return state
+    try:
+        with path.open("rb") as file:
+            content = pickle.load(file, encoding="latin1")
+    except devices.UNREADABLE as error:
+        raise devices.unreadable(path, error) from error
+    state = content.get("model", content) if isinstance(content, Mapping) else {}
+    if not isinstance(state, Mapping) or not state:
+        raise ConfigurationError(f"{path} has no weights in it: it is another file, or damaged")
     return state
 
 

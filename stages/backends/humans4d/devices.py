@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import gc
 import os
+import pickle
 import re
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
@@ -250,24 +252,40 @@ def _count(value: Any) -> int:
     return int(size)
 
 
-def read_torch(path: Path, device: str = "cpu") -> Any:
-    """A torch checkpoint, memory-mapped where its format allows.
+UNREADABLE = (
+    RuntimeError, OSError, EOFError, LookupError, ValueError, TypeError, AttributeError, pickle.UnpicklingError,
+)  # fmt: skip
+"""What reading a pickle raises that is cut off, or none: a page of a server that says "not found", most often."""
+
+
+def read_torch(path: Path, entry: str) -> Any:
+    """What a torch checkpoint has under ``entry``, memory-mapped where its format allows.
 
     Checkpoints of 4D-Humans and PHALP carry configuration objects, so they cannot be read with ``weights_only``;
     like upstream this runs what the pickle says, so only files from a source you trust belong here.
 
     Raises:
-        ConfigurationError: the file cannot be read.
+        ConfigurationError: the file cannot be read, or has no such entry.
     """
     torch = import_module("torch")
+    # As text, since the first versions that map take nothing else; and files of before torch 1.6 cannot be mapped.
+    load = partial(torch.load, os.fspath(path), map_location="cpu", weights_only=False)
     try:
         try:
-            return torch.load(path, map_location=device, mmap=True, weights_only=False)
+            content = load(mmap=True)
         except RuntimeError:
-            # Files in the format before torch 1.6 cannot be mapped.
-            return torch.load(path, map_location=device, weights_only=False)
-    except (RuntimeError, OSError, EOFError, KeyError, ValueError) as error:
-        raise ConfigurationError(f"cannot read {path} ({error}): remove it and fetch it again") from error
+            content = load()
+    except UNREADABLE as error:
+        raise unreadable(path, error) from error
+    if not isinstance(content, Mapping) or entry not in content:
+        raise ConfigurationError(f"{path} has no entry {entry!r}: it is another model's file")
+    return content[entry]
+
+
+def unreadable(path: Path, error: Exception) -> ConfigurationError:
+    return ConfigurationError(
+        f"cannot read {path} ({type(error).__name__}: {error}): remove it and fetch it again"
+    )
 
 
 def compiled(forward: Callable[[Tensor], Result], options: Options, report: Report) -> Callable[[Tensor], Result]:

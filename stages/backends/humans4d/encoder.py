@@ -9,7 +9,7 @@ from typing import Any
 from stages.backends.humans4d import devices
 from stages.backends.humans4d.crops import SIZE
 from stages.backends.humans4d.options import Options
-from stages.protocols import ConfigurationError, Report
+from stages.protocols import Report
 
 _PREFIX = "encoding_head."
 _CUT = len("hmar.")
@@ -26,13 +26,9 @@ def load_encoder(options: Options, report: Report) -> Any:
     cfg = SimpleNamespace(phalp=SimpleNamespace(encode_type="4c"))
     with devices.without_initialisation():
         encoder = head(cfg=cfg, img_H=SIZE, img_W=SIZE)
-    content = devices.read_torch(options.hmar_weights)
-    if not isinstance(content, dict) or "model" not in content:
-        raise ConfigurationError(f"{options.hmar_weights} is not HMAR's checkpoint: it has no entry 'model'")
+    content = devices.read_torch(options.hmar_weights, "model")
     state = {
-        name[_CUT + len(_PREFIX) :]: value
-        for name, value in content["model"].items()
-        if name[_CUT:].startswith(_PREFIX)
+        name[_CUT + len(_PREFIX) :]: value for name, value in content.items() if name[_CUT:].startswith(_PREFIX)
     }
     devices.load_state(
         encoder, state, options, report, source=options.hmar_weights, half=set(),

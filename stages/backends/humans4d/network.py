@@ -76,14 +76,14 @@ class Hmr2:
         try:
             with devices.without_initialisation(), _chumpy_stand_in():
                 model = models.HMR2(config, init_renderer=False)
-        except (OSError, KeyError, ImportError, AssertionError, EOFError) as error:
+        except (*devices.UNREADABLE, ImportError, AssertionError) as error:
             raise ConfigurationError(
-                f"HMR2 cannot be built from {options.hmr2_config} and {options.smpl_model} "
-                f"({type(error).__name__}: {error})"
+                f"HMR2 cannot be built from {options.hmr2_config}, {options.smpl_model}, {options.joint_regressor} and "
+                f"{options.mean_params} ({type(error).__name__}: {error})"
             ) from error
         # The discriminator serves training only.
         model.discriminator = None
-        state = devices.read_torch(options.hmr2_checkpoint)["state_dict"]
+        state = devices.read_torch(options.hmr2_checkpoint, "state_dict")
         half = {f"backbone.{name}" for name in devices.halved(model.backbone)}
         devices.load_state(
             model, state, options, report, source=options.hmr2_checkpoint, half=half, may_lack=_not_learned
