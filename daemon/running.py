@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +23,8 @@ class Running:
     place: places.Place | None = None
     identity: Mapping[str, Any] = field(default_factory=dict)
     future: Future[Any] | None = None
+    owed: deque[Callable[[], None]] = field(default_factory=deque)
+    """What the store has refused to be told, in order."""
     cancelled: bool = False
     total: int | None = None
     fps: float = 0.0

@@ -28,6 +28,8 @@ TELL_EVERY = 0.2
 """Seconds between two progress events of a job."""
 RATE_OVER = 5.0
 """Seconds over which the rate is taken."""
+AGAIN = 1.0
+"""Seconds after which a store that has refused is asked again; it may need ten to refuse."""
 
 
 class PipelineLike(Protocol):
@@ -73,7 +75,7 @@ class Scheduler:
         self._running: dict[str, Running] = {}
         self._reader = ThreadPoolExecutor(1, "pw-read")
         self._writer = ThreadPoolExecutor(1, "pw-finish")
-        self._retry_at = 0.0
+        self._again = 0.0
         self._log = logs.get("jobs")
         self.problem: str | None = None
         """Why nothing is begun, for a person."""
@@ -92,14 +94,19 @@ class Scheduler:
                 self._finish_exports(running, placed)
 
     def turn(self) -> None:
-        """Whatever is due: ends of helper threads' work, and new jobs."""
-        for running in list(self._running.values()):
-            if running.future is not None and running.future.done():
-                future, running.future = running.future, None
-                with self._guarded():
-                    self._advance(running, future)
+        """Whatever is due: what the store has refused before, ends of helper threads' work, and new jobs."""
+        if time.monotonic() < self._again:
+            return
         with self._guarded():
+            for running in list(self._running.values()):
+                while running.owed and running.job.id in self._running:
+                    running.owed[0]()
+                    running.owed.popleft()
+                if running.future is not None and running.future.done():
+                    future, running.future = running.future, None
+                    self._settle(running, partial(self._advance, running, future))
             self._begin()
+            self.problem = None
 
     def progress(self, job: str) -> dict[str, Any] | None:
         """How far a running job is; None for any other. May be called from any thread."""
@@ -162,13 +169,14 @@ class Scheduler:
             return
         with self._guarded():
             if isinstance(event, JobOpened):
-                self._on_opened(running, event)
+                self._settle(running, partial(self._on_opened, running, event))
             elif isinstance(event, JobProgress):
-                self._on_progress(running, event)
+                self._settle(running, partial(self._on_progress, running, event))
             elif isinstance(event, JobDone):
                 self._on_done(running, event.outcome)
             elif isinstance(event, JobFailed):
-                self._fail(running, event.error, event.message, event.outcome)
+                step = partial(self._fail, running, event.error, event.message, event.outcome)
+                self._settle(running, step)
 
     def _on_opened(self, running: Running, event: JobOpened) -> None:
         running.total, running.fps = event.frames, event.fps
@@ -226,8 +234,15 @@ class Scheduler:
 
     # -- the way of a job --------------------------------------------------------------------------------------
 
+    def _settle(self, running: Running, step: Callable[[], None]) -> None:
+        """Do a step of a job's way; one that the store refuses is done again, by `turn`, until it takes it."""
+        try:
+            step()
+        except StoreError:
+            running.owed.append(step)
+            raise
+
     def _begin(self) -> None:
-        self.problem = None
         # One that is being finished no longer needs the pipeline.
         busy = sum(1 for running in self._running.values() if running.phase != "exporting")
         if self.draining or busy >= AHEAD or self._pipeline is None:
@@ -348,11 +363,10 @@ class Scheduler:
 
     def _requeue(self, running: Running) -> None:
         """The store refused: nothing is decided about the job until it can be written down."""
+        self._store.move(running.job.id, [State.RUNNING], State.QUEUED, started=None)
         if running.place is not None:
             running.place.release()
         self._running.pop(running.job.id, None)
-        with contextlib.suppress(StoreError):
-            self._store.move(running.job.id, [State.RUNNING], State.QUEUED, started=None)
 
     # -- small things ------------------------------------------------------------------------------------
 
@@ -389,6 +403,7 @@ class Scheduler:
             if self.problem != str(error):
                 self._log.error("store", error=error.name, message=str(error))
             self.problem = str(error)
+            self._again = time.monotonic() + AGAIN
 
     def _tell(self, job: StoredJob) -> None:
         self._publish(f"job.{job.id}", {"job": self.job_map(job)})

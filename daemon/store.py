@@ -246,7 +246,7 @@ class JobStore:
     def sharing(self, results: str, job: str) -> list[StoredJob]:
         """Jobs whose results stand in this folder, or that point to this job."""
         with self._reading():
-            rows = self._database.execute(f"{_SELECT} WHERE results = ? OR same_as = ?", (results, job))
+            rows = self._database.execute(f"{_SELECT} WHERE results = ? OR same_as = ?", (_storable(results), job))
             return [_job(row) for row in rows]
 
     def has_folder(self, folder: str) -> bool:
@@ -396,22 +396,26 @@ def _job(row: tuple[Any, ...]) -> StoredJob:
     values["state"] = State(values["state"])
     values["options"] = json.loads(values["options"])
     values["summary"] = json.loads(values["summary"]) if values["summary"] else None
-    values["source"], values["name"] = _path(values["source"]), _path(values["name"])
+    for name in ("source", "name", "results", "message"):
+        values[name] = values[name] and _text(values[name])
     return StoredJob(**values)
 
 
 def _column(value: Any) -> Any:
+    if isinstance(value, str):
+        return _storable(value)
     return json.dumps(value) if isinstance(value, dict | list) else value
 
 
-def _storable(path: str) -> str:
-    """File names need not be UTF-8; SQLite's texts must. What is not stands escaped behind a NUL."""
-    try:
-        path.encode()
-    except UnicodeEncodeError:
-        return "\0" + os.fsencode(path).hex()
-    return path
+def _storable(text: str) -> str:
+    """File names, and messages about them, need not be UTF-8; SQLite's texts must. What is not stands escaped behind
+    a NUL."""
+    with contextlib.suppress(UnicodeEncodeError):
+        text.encode()
+        if not text.startswith("\0"):
+            return text
+    return "\0" + os.fsencode(text).hex()
 
 
-def _path(text: str) -> str:
-    return os.fsdecode(bytes.fromhex(text[1:])) if text.startswith("\0") else text
+def _text(stored: str) -> str:
+    return os.fsdecode(bytes.fromhex(stored[1:])) if stored.startswith("\0") else stored

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,13 @@ class Bench:
 
         until(there, f"{count} jobs in the pipeline")
         return [job.id for job in self.pipeline.jobs]
+
+    def turns_until(self, condition: Callable[[], bool]) -> None:
+        def reached() -> bool:
+            self.scheduler.turn()
+            return condition()
+
+        until(reached, seconds=10.0)
 
     def state(self, job: str) -> State:
         found = self.store.get(job)

@@ -1,0 +1,101 @@
+"""What happens to jobs when the store refuses for a while, or is told what SQLite does not take."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from daemon.store import JobStore, State, StoreError, Submission
+from stages.jobs import JobDone, JobFailed, JobOutcome
+from tests.test_scheduler import Bench
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    made = Bench(tmp_path)
+    yield made
+    made.scheduler.stop()
+    made.store.close()
+
+
+class Refusing:
+    """Has a store's writes refused while `on`, as on a full disk."""
+
+    def __init__(self, store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.on = False
+        for name in ("move", "note"):
+            monkeypatch.setattr(store, name, self._unless_full(getattr(store, name)))
+
+    def _unless_full(self, method: object) -> object:
+        def do(*args: object, **more: object) -> object:
+            if self.on:
+                raise StoreError("disk-full", "no room on this disk")
+            return method(*args, **more)  # type: ignore[operator]
+
+        return do
+
+
+def test_a_failure_that_cannot_be_written_down_is_written_down_later(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = bench.submit("clip.mp4")
+    bench.begun(1)
+    refusing = Refusing(bench.store, monkeypatch)
+    refusing.on = True
+    bench.scheduler.on_event(JobFailed(job, "unreadable-video", "no", JobOutcome()))
+    for _ in range(3):
+        bench.scheduler.turn()
+    assert bench.state(job) is State.RUNNING and bench.scheduler.problem == "no room on this disk"
+    refusing.on = False
+    bench.turns_until(lambda: bench.state(job) is State.FAILED)
+    found = bench.store.get(job)
+    assert found is not None and found.error == "unreadable-video"
+    assert not bench.scheduler.running() and bench.scheduler.problem is None
+
+
+def test_results_that_cannot_be_written_down_are_written_down_later(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = bench.submit("clip.mp4")
+    bench.begun(1)
+    (Path(bench.pipeline.jobs[0].folder) / "frames.msgpack").touch()
+    refusing = Refusing(bench.store, monkeypatch)
+    refusing.on = True
+    bench.scheduler.on_event(JobDone(job, JobOutcome()))
+    bench.turns_until(lambda: bench.scheduler.problem is not None)
+    refusing.on = False
+    bench.turns_until(lambda: bench.state(job) is State.DONE)
+    assert not bench.scheduler.running()
+
+
+@pytest.mark.parametrize("refused", ["folder", "sha256"])
+def test_a_job_whose_place_cannot_be_written_down_is_begun_later(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, refused: str
+) -> None:
+    """Without holding up the daemon: two jobs that never leave their preparation would be all it ever begins."""
+    refusing = Refusing(bench.store, monkeypatch)
+    note = bench.store.note
+
+    def from_then_on(job: str, **changes: object) -> None:
+        refusing.on = refusing.on or (refused in changes and not bench.pipeline.jobs)
+        note(job, **changes)
+
+    monkeypatch.setattr(bench.store, "note", from_then_on)
+    jobs = [bench.submit(f"{number}.mp4") for number in range(3)]
+    bench.turns_until(lambda: bench.scheduler.problem is not None)
+    monkeypatch.setattr(bench.store, "note", note)
+    refusing.on = False
+    begun = bench.begun(2)
+    assert sorted(begun) == jobs[:2]
+
+
+def test_messages_about_names_that_are_not_utf8_are_stored(bench: Bench) -> None:
+    odd = os.path.join(os.fsencode(bench.base), b"odd\xff.mp4")
+    Path(os.fsdecode(odd)).touch()
+    job = bench.store.add(Submission(os.fsdecode(odd), "odd", "drop"))[0].id
+    bench.turns_until(lambda: bench.state(job) is State.FAILED)
+    found = bench.store.get(job)
+    assert found is not None and found.error == "empty-file" and "odd" in found.message
