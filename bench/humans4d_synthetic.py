@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from stages.backends.humans4d.companion import phalp_config
-from stages.backends.humans4d.network import read_config
+from stages.backends.humans4d.network import import_models, read_config
 from stages.backends.humans4d.options import Options
 from stages.body.skeleton import JOINT_PARENTS
 
@@ -96,6 +96,7 @@ def write_smpl(path: Path, seed: int = 0) -> None:
 @contextmanager
 def small_vit() -> Iterator[None]:
     """Let HMR2 build a small ViT, whoever builds it."""
+    import_models()
     models = import_module("hmr2.models.hmr2")
     vit = import_module("hmr2.models.backbones.vit").ViT
     before = models.create_backbone
@@ -158,7 +159,7 @@ def _write_networks(options: dict[str, Any], full: bool) -> None:
     chosen = Options.from_mapping(options)
     config = read_config(chosen)
     with nullcontext() if full else small_vit():
-        model = import_module("hmr2.models").HMR2(config, init_renderer=False)
+        model = import_models().HMR2(config, init_renderer=False)
     head = model.smpl_head
     for layer, spread in ((head.decpose, 0.02), (head.decshape, 0.02), (head.deccam, 0.002)):
         torch.nn.init.normal_(layer.weight, std=spread)

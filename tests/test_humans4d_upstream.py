@@ -7,6 +7,7 @@ nothing, and its neural_renderer, a CUDA extension, gives the depth image of our
 from __future__ import annotations
 
 import importlib
+import os
 import pickle
 import re
 import shutil
@@ -876,6 +877,26 @@ def test_importing_the_track_stage_loads_neither_detector_nor_hmr2(files: dict[s
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip().splitlines()[-1] == "[]"
+
+
+def test_the_mesh_stage_needs_nothing_that_draws(files: dict[str, Any]) -> None:
+    """pyrender's PyOpenGL cannot be imported where there is no EGL, as on a server or a fresh WSL."""
+    import subprocess
+
+    code = (
+        "import os, sys; sys.modules.update(dict.fromkeys(('pyrender', 'OpenGL', 'neural_renderer')))\n"
+        "from bench import humans4d_synthetic as synthetic; synthetic.stand_in_torchvision_operators()\n"
+        "from stages.protocols import find_backend\n"
+        "with synthetic.small_vit():\n"
+        f"    find_backend('humans4d').mesh({files!r}, lambda *told: None)\n"
+        "print(sys.modules.get('pyrender'), os.environ.get('PYOPENGL_PLATFORM'))"
+    )
+    kept = {name: value for name, value in os.environ.items() if name != "PYOPENGL_PLATFORM"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=kept)
+    if "ConfigurationError" in done.stderr and "no package" in done.stderr:
+        pytest.skip(done.stderr.splitlines()[-1])
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().splitlines()[-1] == "None None"
 
 
 @pytest.fixture(autouse=True)

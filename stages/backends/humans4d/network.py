@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -69,8 +70,7 @@ class Hmr2:
             ConfigurationError: a file cannot be read or belongs to another model.
         """
         report("importing hmr2")
-        with _torch_meshes_absent():
-            models = import_module("hmr2.models")
+        models = import_models()
         config = read_config(options)
         report("building HMR2")
         try:
@@ -162,18 +162,33 @@ def _not_learned(name: str) -> bool:
     )
 
 
-@contextmanager
-def _torch_meshes_absent() -> Iterator[None]:
-    """hmr2 imports pyrender, which wants a display library at import; EGL and OSMesa may both be absent, and nothing
-    here draws. PyOpenGL picks its platform by an environment variable, which is left as it was."""
-    import os
+def import_models() -> Any:
+    """``hmr2.models``, without what draws."""
+    with _without_renderers():
+        return import_module("hmr2.models")
 
-    before = os.environ.get("PYOPENGL_PLATFORM")
-    os.environ.setdefault("PYOPENGL_PLATFORM", "egl")
+
+class _Undrawn(ModuleType):
+    """Stands in for ``pyrender`` while hmr2 is imported, which names its classes in signatures."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return object
+
+
+@contextmanager
+def _without_renderers() -> Iterator[None]:
+    """hmr2 imports pyrender, whose PyOpenGL fails at import where no display library is (EGL, OSMesa): a server, or a
+    fresh WSL. Nothing here draws. hmr2 also picks PyOpenGL's platform by a variable, which is left as it was."""
+    before, platform = sys.modules.get("pyrender"), os.environ.get("PYOPENGL_PLATFORM")
+    sys.modules["pyrender"] = before or _Undrawn("pyrender")
     try:
         yield
     finally:
         if before is None:
+            sys.modules.pop("pyrender", None)
+        if platform is None:
             os.environ.pop("PYOPENGL_PLATFORM", None)
 
 

@@ -50,7 +50,7 @@ PACKAGES: dict[str, tuple[str, ...]] = {
     "detect": ("torch", "torchvision", "detectron2", "PIL", "pycocotools", "fvcore", "iopath", "omegaconf", "hydra",
                "cloudpickle", "yacs", "termcolor", "tabulate", "matplotlib", "tqdm", "pkg_resources"),
     "mesh": ("torch", "torchvision", "hmr2", "phalp", "pytorch_lightning", "yacs", "einops", "timm", "smplx", "scipy",
-             "pyrender", "trimesh"),
+             "trimesh"),
     "track": ("torch", "phalp", "scipy", "einops", "smplx", "omegaconf", "rich", "dill"),
 }  # fmt: skip
 
