@@ -8,7 +8,7 @@ import hashlib
 import itertools
 import os
 import secrets
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -19,13 +19,16 @@ import zmq.asyncio
 import zmq.auth
 
 from daemon.client import messages
-from daemon.client.messages import ClientError, Page, events_address
+from daemon.client.messages import ClientError, Page, closed, events_address
 from stages.records import FrameRecord, Header
 
 QUICK = 5.0
 """Seconds that a request which needs no waiting may stay unanswered before it is sent again."""
 LONG = 10.0
 """Seconds of one `wait` or `frames` request; the client asks again as long as its caller likes."""
+DIGEST = 600.0
+"""Seconds that the daemon may take for the digest of an upload. It is asked again sooner: it may have been killed."""
+DIGEST_AGAIN = 60.0
 
 
 class AsyncClient:
@@ -81,7 +84,7 @@ class AsyncClient:
                 await self._reader
         for future in self._asked.values():
             if not future.done():
-                future.set_exception(ClientError("closed", "the client was closed"))
+                future.set_exception(closed())
         self._context.destroy(linger=0)
 
     # -- jobs --------------------------------------------------------------------------------------------
@@ -133,10 +136,12 @@ class AsyncClient:
                 progress(state["offset"], size)
                 stream.seek(state["offset"])
                 data = stream.read(chunk)
-                if not data:
-                    raise ClientError("upload-damaged", f"{file} became shorter while it was read")
                 upload, offset = state["upload"], state["offset"]
-                found = await self._ask("chunk", blob=data, timeout=600.0, upload=upload, offset=offset)
+                # With all bytes there, an earlier try ended before the daemon had compared the digest.
+                if not data and offset < size:
+                    raise ClientError("upload-damaged", f"{file} became shorter while it was read")
+                last = {"wait": DIGEST, "again": DIGEST_AGAIN} if offset + len(data) >= size else {}
+                found = await self._ask("chunk", blob=data, upload=upload, offset=offset, **last)
                 state = {**state, **found}
         progress(size, size)
         return str(state["upload"])
@@ -213,15 +218,19 @@ class AsyncClient:
     ) -> Path:
         """Fetch a file of a job's results; ``target`` appears whole."""
         target = Path(target)
-        beside = target.with_name(f".{target.name}.part")
-        with beside.open("wb") as file:
-            while True:
-                found = await self._ask("file", job=job, name=name, offset=file.tell())
-                file.write(found["blob"])
-                progress(file.tell(), found["total"])
-                if file.tell() >= found["total"] or not found["blob"]:
-                    break
-        beside.rename(target)
+        beside = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
+        try:
+            with beside.open("xb") as file:
+                offset, total = 0, None
+                while total is None or offset < total:
+                    found = await self._ask("file", job=job, name=name, offset=offset)
+                    offset, total = offset + file.write(found["blob"]), found["total"]
+                    if not found["blob"] and offset < total:
+                        raise ClientError("results-gone", f"{name} of {job} ends at {offset} of {total} bytes")
+                    progress(offset, total)
+            beside.rename(target)
+        finally:
+            beside.unlink(missing_ok=True)
         return target
 
     async def image(
@@ -261,49 +270,70 @@ class AsyncClient:
             while True:
                 topic_bytes, body = await socket.recv_multipart()
                 yield topic_bytes.decode(), msgpack.unpackb(body, raw=False)
+        except asyncio.CancelledError:
+            if self._closed:
+                raise closed() from None
+            raise
         finally:
             socket.close(linger=0)
 
     # -- requests ----------------------------------------------------------------------------------------
 
     async def _ask(
-        self, op: str, *, blob: bytes | None = None, timeout: float | None = None, **arguments: Any
+        self,
+        op: str,
+        *,
+        blob: bytes | None = None,
+        timeout: float | None = None,
+        wait: float = 0.0,
+        again: float | None = None,
+        **arguments: Any,
     ) -> dict[str, Any]:
-        """Send a request until it is answered. ``timeout`` is its own argument of that name, in seconds."""
-        if self._closed:
-            raise ClientError("closed", "the client was closed")
-        if timeout is not None and op != "chunk":
-            arguments["timeout"] = timeout
-        patience = asyncio.get_running_loop().time() + self._patience + (timeout or 0.0)
-        while True:
-            try:
-                return await self._ask_once(op, arguments, blob, QUICK + (timeout or 0.0))
-            except ClientError as error:
-                # A daemon that stops in order says so; the next one answers. An image is its caller's to repeat.
-                late = asyncio.get_running_loop().time() >= patience
-                if error.name != "busy" or op == "image" or late:
-                    raise
-                await asyncio.sleep(0.2)
-            except asyncio.TimeoutError:
-                if asyncio.get_running_loop().time() >= patience:
-                    raise ClientError(
-                        "timeout",
-                        f"no answer from {self.address}: is the daemon running (`poseward serve`), and is that its"
-                        " api.address?",
-                    ) from None
+        """Send a request until it is answered.
 
-    async def _ask_once(
-        self, op: str, arguments: Mapping[str, Any], blob: bytes | None, wait: float
-    ) -> dict[str, Any]:
-        socket = self._connect()
+        ``timeout`` is its own argument of that name, in seconds; ``wait`` what the daemon may take for one that has
+        none. It is sent again ``again`` seconds after it should have been answered, or that late.
+        """
+        if timeout is not None:
+            arguments["timeout"] = wait = timeout
+        now = asyncio.get_running_loop().time
+        patience = now() + self._patience + wait
+        # However often it is sent it keeps its number: a late answer is one too.
         number = next(self._numbers)
-        future = self._asked[number] = asyncio.get_running_loop().create_future()
+        parts = messages.write(number, op, arguments, blob)
         try:
-            parts = messages.write(number, op, arguments, blob)
-            await asyncio.wait_for(socket.send_multipart(parts), wait)
-            return await asyncio.wait_for(future, wait)
+            while True:
+                if self._closed:
+                    raise closed()
+                if number not in self._asked:
+                    self._asked[number] = asyncio.get_running_loop().create_future()
+                left = max(0.0, patience - now())
+                try:
+                    return await self._ask_once(
+                        number, parts, min(left, QUICK + (wait if again is None else again))
+                    )
+                except ClientError as error:
+                    # A daemon that stops in order says so; the next one answers. An image is its caller's to repeat.
+                    if error.name != "busy" or op == "image" or now() >= patience:
+                        raise
+                    del self._asked[number]
+                    await asyncio.sleep(0.2)
+                except asyncio.TimeoutError:
+                    if now() >= patience:
+                        raise ClientError(
+                            "timeout",
+                            f"no answer from {self.address}: is the daemon running (`poseward serve`), and is that"
+                            " its api.address?",
+                        ) from None
         finally:
             self._asked.pop(number, None)
+
+    async def _ask_once(self, number: int, parts: Sequence[bytes], wait: float) -> dict[str, Any]:
+        async def answered() -> dict[str, Any]:
+            await self._connect().send_multipart(parts)
+            return await asyncio.shield(self._asked[number])
+
+        return await asyncio.wait_for(answered(), wait)
 
     def _connect(self) -> zmq.asyncio.Socket:
         if self._socket is None:
@@ -322,6 +352,8 @@ class AsyncClient:
                 number, answer = error.more.pop("id", None), error
                 if (future := self._asked.get(number)) is not None and not future.done():
                     future.set_exception(answer)
+            except Exception:  # noqa: BLE001  (what is no reply answers nothing: it will be asked again)
+                continue
             else:
                 if (future := self._asked.get(number)) is not None and not future.done():
                     future.set_result(found)
@@ -332,6 +364,7 @@ class AsyncClient:
         socket.setsockopt(zmq.RECONNECT_IVL, 100)
         socket.setsockopt(zmq.RECONNECT_IVL_MAX, 2000)
         socket.setsockopt(zmq.HEARTBEAT_IVL, 5000)
+        socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 20000)  # as patient as the daemon
         if self._keys is not None:
             socket.curve_publickey, socket.curve_secretkey, socket.curve_serverkey = self._keys
         return socket

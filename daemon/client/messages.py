@@ -27,6 +27,11 @@ class ClientError(Exception):
         self.more = dict(more or {})
 
 
+def closed() -> ClientError:
+    """What ends whatever is under way when its client is closed."""
+    return ClientError("closed", "the client was closed")
+
+
 @dataclass(frozen=True)
 class Page:
     """A piece of a job's records. ``next`` is the frame to go on with; with ``end`` there are no more."""

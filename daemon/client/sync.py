@@ -6,13 +6,14 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from concurrent.futures import CancelledError
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
 from daemon.client.aio import LONG, AsyncClient
-from daemon.client.messages import ClientError, Page
+from daemon.client.messages import ClientError, Page, closed
 from stages.records import FrameRecord, Header
 
 Result = TypeVar("Result")
@@ -35,6 +36,8 @@ class Client:
         self.address = self._inner.address
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="poseward-client", daemon=True)
+        self._lock = threading.Lock()
+        self._closed = False
         self._thread.start()
 
     def __enter__(self) -> Client:
@@ -46,10 +49,20 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """May be called twice."""
-        if self._loop.is_closed():
-            return
-        self._run(self._inner.close())
+        """Give up what is under way in other threads, by ``closed``. May be called twice."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+
+        async def finish() -> None:
+            await self._inner.close()
+            left = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in left:
+                task.cancel()
+            await asyncio.gather(*left, return_exceptions=True)
+
+        asyncio.run_coroutine_threadsafe(finish(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -138,9 +151,6 @@ class Client:
         return self._iterate(self._inner.events(*topics))
 
     def _run(self, work: Coroutine[Any, Any, Result]) -> Result:
-        if self._loop.is_closed():
-            work.close()
-            raise ClientError("closed", "the client was closed")
         left = threading.Event()
 
         async def heard() -> Result:
@@ -151,9 +161,15 @@ class Client:
                     raise asyncio.CancelledError from None
                 raise
 
-        future = asyncio.run_coroutine_threadsafe(heard(), self._loop)
+        with self._lock:
+            if self._closed:
+                work.close()
+                raise closed()
+            future = asyncio.run_coroutine_threadsafe(heard(), self._loop)
         try:
             return future.result()
+        except CancelledError:
+            raise closed() from None
         except BaseException:
             left.set()  # Ctrl-C
             future.cancel()
