@@ -86,6 +86,22 @@ def decide(
     ]
 
 
+def ends(jobs: Iterable[StoredJob], now: float) -> dict[str, float]:
+    """When each of these jobs that has ended did so, in seconds since 1970, by its id.
+
+    By a clock that was years behind, a job that has just been done is old. But they are numbered as they came: none
+    has ended before the one that came before it was submitted.
+    """
+    found: dict[str, float] = {}
+    earliest = 0.0
+    for job in sorted(jobs, key=lambda job: job.number):
+        if job.created <= now:  # one from a clock that was ahead says nothing about the others
+            earliest = max(earliest, job.created)
+        if job.ended is not None:
+            found[job.id] = max(job.ended, earliest)
+    return found
+
+
 def _decide_results(
     jobs: Sequence[StoredJob],
     results: Mapping[str, Standing],
@@ -95,16 +111,16 @@ def _decide_results(
 ) -> list[Removal]:
     if not settings.results_days and not settings.results_gb:
         return []
-    groups = _groups(jobs)
+    groups, ended_at = _groups(jobs), ends(jobs, now)
     free: list[tuple[float, Standing]] = []
     for path, standing in results.items():
         group = groups.get(path, [])
         pointing = groups.get(standing.owner or "", [])
-        ends = [job.ended for job in group if job.state is State.DONE and job.ended is not None]
+        done = [ended_at[job.id] for job in group if job.state is State.DONE and job.id in ended_at]
         own = any(job.id == standing.owner and job.state is State.DONE for job in group)
         idle = now - standing.touched >= IDLE
-        if own and ends and idle and kept_because([*group, *pointing], settings, now, reading) is None:
-            free.append((max(ends), standing))
+        if own and done and idle and kept_because([*group, *pointing], settings, now, reading) is None:
+            free.append((max(done), standing))
     found = []
     total = sum(standing.size for standing in results.values())
     for ended, standing in sorted(free, key=lambda item: item[0]):
@@ -126,12 +142,12 @@ def _decide_results(
 def _decide_works(
     jobs: Sequence[StoredJob], works: Mapping[str, Standing], settings: RetentionSettings, now: float
 ) -> list[Removal]:
-    found = []
+    found, ended_at = [], ends(jobs, now)
     for job in jobs:
         standing = works.get(job.id)
         if standing is None or not settings.work_days or job.state not in (State.FAILED, State.CANCELLED):
             continue
-        days = (now - (job.ended if job.ended is not None else now)) / DAY
+        days = (now - ended_at.get(job.id, now)) / DAY
         if days > settings.work_days and now - standing.touched >= IDLE:
             why = f"{days:.1f} days since it {job.state.value}, more than retention.work_days = {settings.work_days:g}"
             found.append(Removal("work", why, job.id, standing.path, standing.size))
@@ -149,9 +165,9 @@ def _decide_jobs(
     if not settings.jobs_days:
         return []
     pointed = {job.same_as for job in jobs if job.same_as is not None}
-    found = []
+    found, ended_at = [], ends(jobs, now)
     for job in jobs:
-        days = (now - (job.ended if job.ended is not None else now)) / DAY
+        days = (now - ended_at.get(job.id, now)) / DAY
         stands = job.id in works or (job.results is not None and job.results in results)
         if job.state.final and days > settings.jobs_days and not stands and job.id not in {*pointed, *reading}:
             why = f"{days:.1f} days old, more than retention.jobs_days = {settings.jobs_days:g}; its folders are gone"

@@ -24,7 +24,7 @@ from typing import Any, Protocol, TypeVar
 
 from daemon import logs, summary
 from daemon.places import LOCK, OWNER, WORK_SUFFIX
-from daemon.pruning import DAY, IDLE, Removal, Standing, decide, kept_because
+from daemon.pruning import DAY, IDLE, Removal, Standing, decide, ends, kept_because
 from daemon.settings import RetentionSettings
 from daemon.store import JobStore, State, StoredJob, StoreError
 
@@ -73,7 +73,8 @@ class Retention:
         daemon: the daemon it runs in.
         uploads: abandoned ones are swept along.
         log: the daemon's log file.
-        clock: seconds since 1970.
+        clock: seconds since 1970; one that is not believed must not be given, see `daemon.credible`.
+        away: why the results folder cannot be used now; None where it can. Meanwhile everything in it stays.
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class Retention:
         uploads: UploadsLike | None = None,
         log: Path | None = None,
         clock: Callable[[], float] = time.time,
+        away: Callable[[], str | None] = lambda: None,
     ) -> None:
         self._store = store
         self._settings = settings
@@ -94,6 +96,7 @@ class Retention:
         self._uploads = uploads
         self._log_file = log
         self._clock = clock
+        self._away = away
         self._log = logs.get("retention")
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="retention", daemon=True)
@@ -114,8 +117,8 @@ class Retention:
         Raises:
             StoreError: the store cannot be read.
         """
-        jobs = list(self._all_jobs())
         now = self._clock()
+        jobs = list(self._all_jobs())
         found = decide(
             jobs,
             self._results_of(jobs, now),
@@ -124,6 +127,8 @@ class Retention:
             now,
             self._daemon.reading(IDLE),
         )
+        if not self._folder.is_dir() or self._away() is not None:  # then nobody knows what stands in it
+            found = [one for one in found if one.path is not None and one.path.parent != self._folder]
         return [*found, *self._old_logs(now)]
 
     def round(self) -> list[Removal]:
@@ -252,7 +257,10 @@ class Retention:
             if not path.parent.is_dir():
                 found[job.results] = Standing(path, 0, now)  # a disk that is not there now: nobody knows
                 continue
-            if path.is_symlink() or not path.is_dir():
+            if path.is_symlink():
+                found[job.results] = Standing(path, 0, now)  # somebody's own doing: what it leads to is in use
+                continue
+            if not path.is_dir():
                 continue
             old = (
                 settings.results_days > 0
@@ -291,8 +299,10 @@ class Retention:
     def _needs_upload(self, source: str) -> bool:
         """Whether a job may still read an upload: one that waits or runs, or can be queued again."""
         now, days = self._clock(), self._settings.work_days
-        for job in self._store.jobs([state for state in State if state is not State.DONE], limit=1_000_000):
-            given_up = job.state.final and days and job.ended is not None and now - job.ended > days * DAY
+        jobs = self._store.jobs([state for state in State if state is not State.DONE], limit=1_000_000)
+        ended = ends(jobs, now)
+        for job in jobs:
+            given_up = job.state.final and days and now - ended.get(job.id, now) > days * DAY
             if job.source == source and not given_up:
                 return True
         return False

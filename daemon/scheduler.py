@@ -18,6 +18,7 @@ from daemon import logs, summary
 from daemon.config import Loaded
 from daemon.finishing import Exporter, Finished, finish, make_exports
 from daemon.preparing import Prepared, Refused, prepare
+from daemon.results_folder import ResultsFolder
 from daemon.running import Running
 from daemon.store import JobStore, State, StoredJob, StoreError
 from stages.jobs import Job, JobDone, JobEvent, JobFailed, JobOpened, JobOutcome, JobProgress
@@ -52,6 +53,7 @@ class Scheduler:
         publish: takes events of the API: topic and map.
         exporter: makes one export of finished results.
         wake: called by helper threads when they have something for `turn`.
+        home: tells whether the results folder is there; nothing is begun while it is not.
 
     Raises:
         StoreError: the store cannot be read.
@@ -64,6 +66,7 @@ class Scheduler:
         publish: Callable[[str, dict[str, Any]], None],
         exporter: Exporter,
         wake: Callable[[], None],
+        home: ResultsFolder | None = None,
     ) -> None:
         self.draining = False
         self._store = store
@@ -71,6 +74,7 @@ class Scheduler:
         self._publish = publish
         self._exporter = exporter
         self._wake = wake
+        self._home = home
         self._pipeline: PipelineLike | None = None
         self._running: dict[str, Running] = {}
         self._reader = ThreadPoolExecutor(1, "pw-read")
@@ -84,6 +88,8 @@ class Scheduler:
         """Begin; jobs that were running when the last daemon died are queued again, or ended if they had been
         finished already."""
         self._pipeline = pipeline
+        if self._home is not None:
+            self._home.mark()
         for job in self._store.jobs([State.RUNNING], limit=1_000_000):
             placed = self._placed(job)
             if placed is None:
@@ -106,7 +112,6 @@ class Scheduler:
                     future, running.future = running.future, None
                     self._settle(running, partial(self._advance, running, future))
             self._begin()
-            self.problem = None
 
     def progress(self, job: str) -> dict[str, Any] | None:
         """How far a running job is; None for any other. May be called from any thread."""
@@ -245,9 +250,16 @@ class Scheduler:
     def _begin(self) -> None:
         # One that is being finished no longer needs the pipeline.
         busy = sum(1 for running in self._running.values() if running.phase != "exporting")
+        self.problem, before = None, self.problem
         if self.draining or busy >= AHEAD or self._pipeline is None:
             return
-        for job in self._store.waiting(AHEAD - busy):
+        waiting = self._store.waiting(AHEAD - busy)
+        if waiting and self._home is not None and (away := self._home.away()) is not None:
+            self.problem = away
+            if before != away:
+                self._log.error("results", message=away)
+            return
+        for job in waiting:
             taken = self._store.move(job.id, [State.QUEUED], State.RUNNING, attempts=job.attempts + 1)
             if taken is not None:
                 running = self._running[job.id] = Running(taken)
@@ -334,6 +346,8 @@ class Scheduler:
             message=problems,
         )
         self._running.pop(job.id, None)
+        if self._home is not None:
+            self._home.mark()
         self._log.info("done", job=job.id, frames=frames, results=str(made.results), problems=problems or None)
         if done is not None:
             self._tell(done)

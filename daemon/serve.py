@@ -24,9 +24,12 @@ from daemon.api.operations import Operations
 from daemon.api.server import Server
 from daemon.api.uploads import CHUNK, Uploads
 from daemon.config import Loaded
+from daemon.credible import FILE as CLOCK
+from daemon.credible import CredibleClock
 from daemon.finishing import Exporter
 from daemon.images import ImageFailed, Images
 from daemon.metrics import Endpoint, Metrics
+from daemon.results_folder import ResultsFolder
 from daemon.retention import Daemon, Retention
 from daemon.scheduler import Scheduler
 from daemon.settings import Settings
@@ -128,9 +131,12 @@ class Service:
             stack.callback(self.store.close)
             self._images = Images(self._state / "images", self._settings.api.max_images)
             stack.callback(self._images.close)
-            self._uploads = Uploads(self._state / "uploads", self._settings.api.max_upload_mb << 20)
-            self._scheduler = Scheduler(self.store, loaded, self._publish, exporter, self._ring)
+            self._clock = CredibleClock(self._state / CLOCK, self.store.newest())
+            limit = self._settings.api.max_upload_mb << 20
+            self._uploads = Uploads(self._state / "uploads", limit, clock=self._clock)
             results = Path(self._settings.results.folder).expanduser().absolute()
+            self._home = ResultsFolder(results, self._state)
+            self._scheduler = Scheduler(self.store, loaded, self._publish, exporter, self._ring, self._home)
             self._metrics = Metrics(self._settings.stages, {"state": self._state, "results": results})
             self.store.listen(self._metrics.on_job)
             if self._settings.metrics.address:
@@ -151,8 +157,9 @@ class Service:
             )
             log = logs.path_of(self._settings)
             self._retention = Retention(
-                self.store, self._settings.retention, results, around, uploads=self._uploads, log=log
-            )
+                self.store, self._settings.retention, results, around, uploads=self._uploads, log=log,
+                clock=self._clock, away=self._home.away,
+            )  # fmt: skip
             stack.callback(self._retention.stop)
             self._drop = self._drop_folder()
             if self._drop is not None:
@@ -231,6 +238,8 @@ class Service:
     def health(self) -> dict[str, Any]:
         """Only in the loop."""
         problems = list(self._spills.problems)
+        if self._clock.doubt is not None:
+            problems.append(self._clock.doubt)
         if self._scheduler.problem:
             problems.append(f"no job is begun: {self._scheduler.problem}")
         drop = self._drop.status() if self._drop is not None else None
@@ -260,6 +269,9 @@ class Service:
 
     def draining(self) -> bool:
         return self._scheduler.draining
+
+    def results_away(self) -> str | None:
+        return self._home.away()
 
     def cancel(self, job: str) -> StoredJob | None:
         """Only in the loop."""

@@ -237,6 +237,12 @@ class JobStore:
             found = dict(self._database.execute("SELECT state, count(*) FROM jobs GROUP BY state").fetchall())
         return {state.value: int(found.get(state.value, 0)) for state in State}
 
+    def newest(self) -> float:
+        """The last time that a job was submitted or ended, in seconds since 1970; 0 where there is none."""
+        with self._reading():
+            query = "SELECT max(max(created, coalesce(ended, 0))) FROM jobs"
+            return float(self._database.execute(query).fetchone()[0] or 0.0)
+
     def same_content(self, sha256: str) -> list[StoredJob]:
         """Jobs done with the same content, the latest first; not those that only point to another's results."""
         query = f"{_SELECT} WHERE sha256 = ? AND state = 'done' AND same_as IS NULL ORDER BY number DESC"

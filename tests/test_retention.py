@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+import sqlite3
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -20,6 +22,7 @@ from hypothesis import strategies as st
 from daemon import places, summary
 from daemon.api.uploads import ABANDONED_AFTER, Uploads
 from daemon.cli import cli
+from daemon.credible import CredibleClock
 from daemon.logs import RotatingFile
 from daemon.pruning import DAY, GIGABYTE, IDLE, Standing, decide
 from daemon.retention import REMOVED, Daemon, Retention, measure
@@ -162,7 +165,8 @@ class World:
             self.call, self.running.keys, lambda job: {"phase": self.running[job]}, lambda _: self.read,
             lambda kind, size: self.removed.append((kind, size)),
         )  # fmt: skip
-        return Retention(self.store, self.settings, self.results, around, clock=lambda: self.now, **more)
+        more = {"clock": lambda: self.now, **more}
+        return Retention(self.store, self.settings, self.results, around, **more)
 
     def done(self, name: str, *, fetched: bool = True, same_as: StoredJob | None = None) -> StoredJob:
         made, _ = self.store.add(Submission(f"/in/{name}.mp4", f"{name}.mp4", "api"))
@@ -195,6 +199,13 @@ class World:
         found = self.store.move(made.id, [State.RUNNING], state)
         assert found is not None
         return found, place.work
+
+
+def made_old(store: JobStore, job: str, at: float) -> None:
+    """As if the job had been submitted and done then."""
+    store.note(job, ended=at)
+    with contextlib.closing(sqlite3.connect(store.path)) as database, database:
+        database.execute("UPDATE jobs SET created = ? WHERE id = ?", (at, job))
 
 
 def kinds(removals: Any) -> list[tuple[str, str | None]]:
@@ -328,6 +339,61 @@ def test_entries_stay_while_the_disk_of_their_results_is_away(tmp_path: Path) ->
     assert kinds(world.retention().round()) == [("results", away.id)]
 
 
+def test_entries_of_failed_jobs_stay_while_the_disk_of_their_work_is_away(tmp_path: Path) -> None:
+    world = World(tmp_path, RetentionSettings(work_days=1000, jobs_days=20))
+    failed, work = world.failed("failed")
+    world.results.rename(tmp_path / "unplugged")
+    world.results.mkdir()
+    assert world.retention(away=lambda: "mount it").round() == []
+    world.results.rmdir()
+    assert world.retention().round() == [] and world.store.get(failed.id) is not None
+    (tmp_path / "unplugged").rename(world.results)
+    assert world.retention().round() == [] and work.is_dir()
+
+
+def test_what_was_done_by_a_clock_years_behind_is_not_old(tmp_path: Path) -> None:
+    """A machine without a battery begins in 1970, until it has asked for the time."""
+    world = World(tmp_path, RetentionSettings(results_days=10, work_days=10))
+    world.now = time.time() + 2 * IDLE
+    before, young = world.done("before"), world.done("young")
+    failed, work = world.failed("failed")
+    made_old(world.store, before.id, time.time() - 9 * DAY)
+    for job in (young, failed):
+        made_old(world.store, job.id, 1000.0)
+    assert world.retention().round() == []
+    assert (world.results / "young").is_dir() and work.is_dir()
+    world.now += 2 * DAY
+    gone = {("results", before.id), ("results", young.id), ("work", failed.id)}
+    assert set(kinds(world.retention().round())) == gone
+
+
+def test_a_clock_that_jumps_years_ahead_makes_nothing_old(tmp_path: Path) -> None:
+    world = World(tmp_path, RetentionSettings(results_days=10, work_days=10, logs_days=5))
+    world.now = time.time() + 2 * IDLE
+    old, young = world.done("old"), world.done("young")
+    made_old(world.store, old.id, world.now - 11 * DAY)
+    _, work = world.failed("failed")
+    uploads = Uploads(tmp_path / "uploads", 1000, clock=lambda: clock())
+    upload = uploads.begin("a.mp4", 3, "0" * 64)
+    clock = CredibleClock(tmp_path / "clock.json", world.store.newest(), clock=lambda: world.now)
+    clock()
+    world.now += 5 * 365 * DAY
+    retention = world.retention(uploads=uploads, clock=clock)
+    assert kinds(retention.round()) == [("results", old.id)], "what was old before is old"
+    assert (world.results / "young").is_dir() and work.is_dir() and upload.path.is_file()
+    assert clock.doubt is not None and "1825 days ahead" in clock.doubt
+    world.now -= 5 * 365 * DAY
+    assert retention.round() == [] and clock.doubt is None
+    world.now += 11 * DAY
+    retention.round()
+    assert clock.doubt is not None, "as after three weeks without power: for a day it is not believed"
+    for _ in range(25):
+        world.now += 3600
+        retention.round()
+    assert clock.doubt is None and not work.exists() and not (world.results / "young").exists()
+    assert young.id and not upload.path.exists()
+
+
 def test_what_a_killed_daemon_left_half_removed_is_removed(tmp_path: Path) -> None:
     world = World(tmp_path, RetentionSettings())
     left = world.results / f"{REMOVED}j1.clip"
@@ -419,7 +485,7 @@ def test_a_daemon_prunes_at_its_start_what_was_fetched(tmp_path: Path) -> None:
         long_ago = time.time() - 10 * DAY
         store = JobStore(tmp_path / "state")
         for one in jobs:
-            store.note(one["id"], ended=long_ago)
+            made_old(store, one["id"], long_ago)
         store.note(jobs[0]["id"], fetched=long_ago)
         store.close()
         for path in daemon.results.rglob("*"):
@@ -444,7 +510,8 @@ def test_the_command_shows_and_removes_nothing(tmp_path: Path) -> None:
     assert not list((tmp_path / "state").iterdir())
     world = World(tmp_path / "state", RetentionSettings())
     old = world.done("old")
-    world.store.note(old.id, ended=time.time() - 3 * DAY, fetched=time.time() - DAY)
+    made_old(world.store, old.id, time.time() - 3 * DAY)
+    world.store.note(old.id, fetched=time.time() - DAY)
     world.store.close()
     for path in (world.results / "old", *(world.results / "old").iterdir()):
         os.utime(path, (time.time() - DAY,) * 2)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -38,6 +39,7 @@ class Port(Protocol):
     def progress(self, job: str) -> dict[str, Any] | None: ...
     def growing(self, job: str) -> Path | None: ...
     def draining(self) -> bool: ...
+    def results_away(self) -> str | None: ...
     def cancel(self, job: str) -> StoredJob | None: ...
     def retry(self, job: str) -> StoredJob | None: ...
     def image(self, data: bytes, timeout: float) -> Future[Path]: ...
@@ -226,23 +228,39 @@ class Operations:
                 "not-ready", f"{job} is {found.state.value}: {found.message or 'it has no results yet'}"
             )
         folder = Path(found.results)
-        if not folder.is_dir():
-            raise ApiError("results-gone", f"{folder} was removed; submit the video again with recompute")
+        with self._reading(folder):
+            if not folder.is_dir():
+                raise FileNotFoundError
         if found.fetched is None:
             self._store.fetched(job)
         return found, folder
 
+    @contextlib.contextmanager
+    def _reading(self, folder: Path) -> Iterator[None]:
+        """What is not there was removed, or is on a disk that is not there: that must not look the same."""
+        try:
+            yield
+        except (OSError, ResultsError, summary.SummaryError) as error:
+            away = self._port.results_away()
+            if away is not None:
+                raise ApiError("results-away", away) from error
+            if isinstance(error, OSError) and not isinstance(error, FileNotFoundError | NotADirectoryError):
+                raise ApiError("results-away", f"{folder}: {error.strerror}: look at that disk") from error
+            if folder.exists():
+                raise ApiError("results-gone", str(error)) from error
+            raise ApiError(
+                "results-gone", f"{folder} was removed; submit the video again with recompute"
+            ) from error
+
     def _results(self, job: str) -> Reply:
         found, folder = self._done(job)
-        try:
+        with self._reading(folder):
             content = summary.read_summary(folder)
-        except summary.SummaryError as error:
-            raise ApiError("results-gone", str(error)) from error
-        files = [
-            {"name": path.name, "bytes": path.stat().st_size}
-            for path in sorted(folder.iterdir())
-            if path.is_file() and not path.name.startswith(".")
-        ]
+            files = [
+                {"name": path.name, "bytes": path.stat().st_size}
+                for path in sorted(folder.iterdir())
+                if path.is_file() and not path.name.startswith(".")
+            ]
         described = {"job": self._port.job_map(found), "summary": content, "folder": str(folder), "files": files}
         return described, None
 
@@ -257,7 +275,7 @@ class Operations:
             or not path.is_file()
         ):
             raise ApiError("no-such-file", f"the results of {asked.job} have no file {asked.name!r}")
-        with path.open("rb") as file:
+        with self._reading(folder), path.open("rb") as file:
             total = path.stat().st_size
             file.seek(asked.offset)
             data = file.read(min(CHUNK, CHUNK if asked.size is None else asked.size))
@@ -284,12 +302,17 @@ class Operations:
         following = asked.start
         if folder is not None:
             try:
-                header, records, following = self._streams.read(
-                    client, asked.job, folder / summary.FRAMES, asked.start, asked.count, vertices=asked.vertices
-                )
-            except ResultsError as error:
-                if done:
-                    raise ApiError("results-gone", str(error)) from error
+                with self._reading(folder) if done else contextlib.nullcontext():
+                    header, records, following = self._streams.read(
+                        client,
+                        asked.job,
+                        folder / summary.FRAMES,
+                        asked.start,
+                        asked.count,
+                        vertices=asked.vertices,
+                    )
+            except ResultsError:
+                pass  # not there yet
         total = job.frames if done else None
         described = {
             "header": header_map(header) if header is not None else None,

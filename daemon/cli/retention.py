@@ -30,7 +30,10 @@ Exit codes: 0; 1 there is no job store, or it cannot be read."""
 def retention(loaded: Loaded, json_output: bool) -> None:
     """Show what the daemon would remove now, and why. Removes nothing."""
     from daemon.addresses import state_folder
+    from daemon.credible import FILE as CLOCK
+    from daemon.credible import CredibleClock
     from daemon.logs import path_of
+    from daemon.results_folder import ResultsFolder
     from daemon.retention import Daemon, Retention
     from daemon.store import FILE, JobStore, StoreError
 
@@ -43,11 +46,18 @@ def retention(loaded: Loaded, json_output: bool) -> None:
         try:
             nobody = Daemon(_not_here, tuple, lambda _: None, lambda _: (), lambda _kind, _size: None)
             log = path_of(loaded.settings)
-            found = Retention(store, loaded.settings.retention, results, nobody, log=log).plan()
+            clock = CredibleClock(state / CLOCK, store.newest(), keep=False)
+            home = ResultsFolder(results, state)
+            found = Retention(
+                store, loaded.settings.retention, results, nobody, log=log, clock=clock, away=home.away
+            ).plan()
         finally:
             store.close()
     except StoreError as error:
         raise click.ClickException(f"{error.name}: {error}") from error
+    for doubt in (clock.doubt, home.away()):
+        if doubt is not None:
+            click.echo(doubt, err=True)
     if json_output:
         shown = [{**asdict(one), "path": None if one.path is None else str(one.path)} for one in found]
         click.echo(json.dumps(shown, indent=2, ensure_ascii=False))
