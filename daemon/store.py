@@ -10,25 +10,19 @@ import contextlib
 import json
 import os
 import secrets
-import sqlite3
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from daemon.database import Database, StoreError
+
+__all__ = ["FILE", "VERSION", "JobStore", "State", "StoreError", "StoredJob", "Submission", "new_id"]
+
 VERSION = 1
 FILE = "jobs.db"
-
-
-class StoreError(Exception):
-    """The job store cannot be read or written; ``name`` is a stable name, the text says the way out."""
-
-    def __init__(self, name: str, message: str) -> None:
-        super().__init__(message)
-        self.name = name
 
 
 class State(str, Enum):
@@ -149,19 +143,8 @@ class JobStore:
     def __init__(self, folder: Path, *, clock: Callable[[], float] = time.time) -> None:
         self.path = folder / FILE
         self._clock = clock
-        self._lock = threading.RLock()
         self._listeners: list[Callable[[StoredJob], None]] = []
-        with self._named():
-            self._database = sqlite3.connect(
-                self.path, timeout=10.0, isolation_level=None, check_same_thread=False
-            )
-            try:
-                self._open()
-            except BaseException:
-                self._database.close()
-                raise
-        with contextlib.suppress(OSError):
-            os.chmod(self.path, 0o600)  # names of files are nobody else's business
+        self._database = Database(self.path, _SCHEMA, VERSION)
 
     def listen(self, listener: Callable[[StoredJob], None]) -> None:
         """``listener`` is told of every change, after it is on disk, in the thread that made it."""
@@ -173,7 +156,7 @@ class JobStore:
         Raises:
             StoreError: ``queue-full`` where ``most_waiting`` jobs wait already, ``disk-full``, and others.
         """
-        with self._transaction():
+        with self._database.transaction():
             known = self._find("client_key", wanted.client_key) or self._find("id", wanted.job)
             if known is not None:
                 return known, False
@@ -198,12 +181,12 @@ class JobStore:
 
     def get(self, job: str) -> StoredJob | None:
         """The job with this id."""
-        with self._reading():
+        with self._database.reading():
             return self._find("id", job)
 
     def by_key(self, client_key: str) -> StoredJob | None:
         """The job that a client submitted under its own key."""
-        with self._reading():
+        with self._database.reading():
             return self._find("client_key", client_key)
 
     def jobs(
@@ -222,42 +205,42 @@ class JobStore:
             where.append("instr(name, ?) > 0")
             values.append(text)
         query = f"{_SELECT} WHERE {' AND '.join(where)} ORDER BY number DESC LIMIT ?"
-        with self._reading():
+        with self._database.reading():
             return [_job(row) for row in self._database.execute(query, (*values, limit))]
 
     def waiting(self, limit: int) -> list[StoredJob]:
         """The jobs to be begun next: by priority, then in the order they came."""
         query = f"{_SELECT} WHERE state = 'queued' ORDER BY priority DESC, number LIMIT ?"
-        with self._reading():
+        with self._database.reading():
             return [_job(row) for row in self._database.execute(query, (limit,))]
 
     def counts(self) -> dict[str, int]:
         """How many jobs stand in each state."""
-        with self._reading():
+        with self._database.reading():
             found = dict(self._database.execute("SELECT state, count(*) FROM jobs GROUP BY state").fetchall())
         return {state.value: int(found.get(state.value, 0)) for state in State}
 
     def newest(self) -> float:
         """The last time that a job was submitted or ended, in seconds since 1970; 0 where there is none."""
-        with self._reading():
+        with self._database.reading():
             query = "SELECT max(max(created, coalesce(ended, 0))) FROM jobs"
             return float(self._database.execute(query).fetchone()[0] or 0.0)
 
     def same_content(self, sha256: str) -> list[StoredJob]:
         """Jobs done with the same content, the latest first; not those that only point to another's results."""
         query = f"{_SELECT} WHERE sha256 = ? AND state = 'done' AND same_as IS NULL ORDER BY number DESC"
-        with self._reading():
+        with self._database.reading():
             return [_job(row) for row in self._database.execute(query, (sha256,))]
 
     def sharing(self, results: str, job: str) -> list[StoredJob]:
         """Jobs whose results stand in this folder, or that point to this job."""
-        with self._reading():
+        with self._database.reading():
             rows = self._database.execute(f"{_SELECT} WHERE results = ? OR same_as = ?", (_storable(results), job))
             return [_job(row) for row in rows]
 
     def has_folder(self, folder: str) -> bool:
         """Whether a job has this results folder's name."""
-        with self._reading():
+        with self._database.reading():
             return self._find("folder", folder) is not None
 
     def move(self, job: str, since: Sequence[State], state: State, **changes: Any) -> StoredJob | None:
@@ -278,7 +261,7 @@ class JobStore:
             f"UPDATE jobs SET state = ?{''.join(f', {n} = ?' for n in names)} WHERE id = ? AND state IN ({marks})"
         )
         values = [state.value, *(_column(changes[n]) for n in names), job, *(s.value for s in since)]
-        with self._transaction():
+        with self._database.transaction():
             if self._database.execute(query, values).rowcount == 0:
                 return None
             moved = self._find("id", job)
@@ -290,7 +273,7 @@ class JobStore:
         """Change columns other than the state, without telling the listeners."""
         names = self._check(changes)
         query = f"UPDATE jobs SET {', '.join(f'{n} = ?' for n in names)} WHERE id = ?"
-        with self._transaction():
+        with self._database.transaction():
             self._database.execute(query, [*(_column(changes[n]) for n in names), job])
 
     def fetched(self, job: str) -> None:
@@ -299,75 +282,15 @@ class JobStore:
 
     def forget(self, job: str) -> bool:
         """Remove an ended job from the store; False where it has not ended."""
-        with self._transaction():
+        with self._database.transaction():
             query = "DELETE FROM jobs WHERE id = ? AND state IN ('done', 'failed', 'cancelled')"
             return self._database.execute(query, (job,)).rowcount > 0
 
     def close(self) -> None:
         """May be called twice."""
-        with self._lock:
-            self._database.close()
+        self._database.close()
 
     # -- the database ----------------------------------------------------------------------------------
-
-    def _open(self) -> None:
-        run = self._database.execute
-        run("PRAGMA journal_mode = WAL")
-        run("PRAGMA synchronous = FULL")  # a job that was acknowledged outlives a power cut
-        (version,) = run("PRAGMA user_version").fetchone()
-        if version == 0 and run("SELECT count(*) FROM sqlite_master").fetchone() == (0,):
-            self._database.executescript(f"BEGIN IMMEDIATE;{_SCHEMA}PRAGMA user_version = {VERSION}; COMMIT;")
-        elif version != VERSION:
-            raise StoreError(
-                "store-version",
-                f"{self.path} is of version {version}, this program's is {VERSION}: run the program that wrote it,"
-                " or move the file away (results folders stay as they are)",
-            )
-        (verdict,) = run("PRAGMA quick_check(1)").fetchone()
-        if verdict != "ok":
-            raise sqlite3.DatabaseError(verdict)
-
-    @contextlib.contextmanager
-    def _named(self) -> Iterator[None]:
-        """Errors of SQLite by name."""
-        try:
-            yield
-        except sqlite3.Error as error:
-            text = str(error)
-            if "full" in text:
-                raise StoreError("disk-full", f"{self.path}: {text}: make room on that disk") from error
-            if "readonly" in text or "unable to open" in text:
-                raise StoreError(
-                    "store-unwritable", f"{self.path}: {text}: check the folder's owner (daemon.state)"
-                ) from error
-            if "locked" in text:
-                raise StoreError("store-locked", f"{self.path}: {text}: another program has it open") from error
-            if isinstance(error, sqlite3.IntegrityError):
-                raise StoreError("store-conflict", f"{self.path}: {text}") from error
-            if isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.ProgrammingError):
-                raise StoreError(
-                    "store-damaged",
-                    f"{self.path}: {text}. Nothing has been changed. Move it away together with its -wal file to"
-                    " begin a new one: results stay where they are, and the drop folder's files are taken again",
-                ) from error
-            raise StoreError("store-closed", f"{self.path}: {text}") from error
-
-    @contextlib.contextmanager
-    def _reading(self) -> Iterator[None]:
-        with self._lock, self._named():
-            yield
-
-    @contextlib.contextmanager
-    def _transaction(self) -> Iterator[None]:
-        with self._lock, self._named():
-            self._database.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-                self._database.execute("COMMIT")
-            except BaseException:
-                if self._database.in_transaction:
-                    self._database.execute("ROLLBACK")
-                raise
 
     def _find(self, column: str, value: str | None) -> StoredJob | None:
         if value is None:

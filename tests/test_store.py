@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -174,3 +175,38 @@ def test_many_threads_one_winner(tmp_path: Path) -> None:
 
 def test_ids_sort_by_time() -> None:
     assert new_id(1.0) < new_id(1000.0) < new_id(1e9)
+
+
+@pytest.mark.parametrize("how", ["removed", "replaced"])
+def test_nothing_is_acknowledged_into_a_file_that_is_not_there_any_more(tmp_path: Path, how: str) -> None:
+    store = JobStore(tmp_path)
+    job, _ = store.add(wanted())
+    for path in list(tmp_path.iterdir()):
+        path.rename(path.with_name(f"old-{path.name}"))
+    if how == "replaced":
+        JobStore(tmp_path).close()
+    for write in (lambda: store.add(wanted("b")), lambda: store.note(job.id, frames=3)):
+        with pytest.raises(StoreError, match="restart the daemon") as error:
+            write()
+        assert error.value.name == "store-unwritable"
+    assert store.get(job.id) is not None, "what was known can still be asked for"
+
+
+def test_a_lock_of_another_program_is_named_before_those_who_ask_lose_patience(tmp_path: Path) -> None:
+    store = JobStore(tmp_path)
+    other = sqlite3.connect(store.path, isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    began = time.monotonic()
+    with pytest.raises(StoreError) as error:
+        store.add(wanted())
+    assert error.value.name == "store-locked" and time.monotonic() - began < 4.5
+    other.execute("ROLLBACK")
+    other.close()
+    assert store.add(wanted())[1]
+
+
+def test_a_disk_with_errors_is_no_reason_to_move_the_store_away(tmp_path: Path) -> None:
+    store = JobStore(tmp_path)
+    with pytest.raises(StoreError, match="dmesg") as error, store._database._named():
+        raise sqlite3.OperationalError("disk I/O error")
+    assert error.value.name == "store-unwritable"
