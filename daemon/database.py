@@ -118,26 +118,25 @@ class Database:
         try:
             yield
         except sqlite3.Error as error:
-            name, way_out = _verdict(error)
-            raise StoreError(name, f"{self.path}: {error}{way_out}") from error
+            raise _store_error(error, f"{self.path}: {error}") from error
 
 
-def _verdict(error: sqlite3.Error) -> tuple[str, str]:
-    """An error's name, and the way out behind what SQLite says."""
-    text = str(error)
-    if "full" in text:
-        return "disk-full", ": make room on that disk"
-    if "readonly" in text or "unable to open" in text:
-        return "store-unwritable", ": check the folder's owner (daemon.state)"
-    if "disk I/O" in text:
-        return "store-unwritable", ": look at that disk (dmesg)"
-    if "locked" in text:
-        return "store-locked", ": another program has it open"
+def _store_error(error: sqlite3.Error, text: str) -> StoreError:
+    """The error by name, with the way out behind ``text``."""
+    if "full" in str(error):
+        return StoreError("disk-full", f"{text}: make room on that disk")
+    if "readonly" in str(error) or "unable to open" in str(error):
+        return StoreError("store-unwritable", f"{text}: check the folder's owner (daemon.state)")
+    if "disk I/O" in str(error):
+        return StoreError("store-unwritable", f"{text}: look at that disk (dmesg)")
+    if "locked" in str(error):
+        return StoreError("store-locked", f"{text}: another program has it open")
     if isinstance(error, sqlite3.IntegrityError):
-        return "store-conflict", ""
+        return StoreError("store-conflict", text)
     if isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.ProgrammingError):
-        return "store-damaged", (
-            ". Nothing has been changed. Move it away together with its -wal file to begin a new one: results stay"
-            " where they are, and the drop folder's files are taken again"
+        return StoreError(
+            "store-damaged",
+            f"{text}. Nothing has been changed. Move it away together with its -wal file to begin a new one: results"
+            " stay where they are, and the drop folder's files are taken again",
         )
-    return "store-closed", ""
+    return StoreError("store-closed", text)

@@ -19,6 +19,7 @@ import zmq
 import zmq.auth
 
 from daemon.addresses import addresses
+from daemon.api.server import Later, Server
 from daemon.api.sockets import Sockets
 from daemon.client import Client, ClientError
 from daemon.config import ConfigError
@@ -161,6 +162,62 @@ def test_who_never_reads_does_not_hold_up_the_others(daemon: Daemon, context: zm
         assert time.monotonic() - began < PATIENCE
         grown = psutil.Process(daemon.process.pid).memory_info().rss - before
         assert grown < 400 << 20, f"{grown >> 20} MB for one client that does not read"
+
+
+def _open_files(daemon: Daemon, folder: str) -> list[str]:
+    assert daemon.process is not None
+    found = []
+    for path in Path(f"/proc/{daemon.process.pid}/fd").iterdir():
+        with contextlib.suppress(OSError):
+            found.append(os.readlink(path))
+    return [path for path in found if path.startswith(folder)]
+
+
+def test_results_that_were_read_do_not_stay_open(daemon: Daemon, context: zmq.Context[Any]) -> None:
+    """Removed ones would keep their place on the disk."""
+    clip = write_squares(daemon.base / "read.mp4", 30)
+    with daemon.client() as client:
+        job = client.wait(client.submit(clip)["id"], PATIENCE)
+        assert len(list(client.frames(job["id"]))) == 30
+        assert not _open_files(daemon, job["results"])
+        leaver = dealer(context, daemon)
+        leaver.send(body(op="frames", job=job["id"], count=3))
+        assert answer(leaver)["next"] == 3 and _open_files(daemon, job["results"])
+        leaver.close()
+        until(lambda: not _open_files(daemon, job["results"]), "the end of who left in the middle")
+
+
+def test_what_those_wait_for_who_have_gone_is_forgotten(context: zmq.Context[Any], tmp_path: Path) -> None:
+    dropped: list[bytes] = []
+    gone: list[bytes] = []
+
+    class Patient:
+        def handle(self, client: bytes, operation: object, blob: bytes) -> Later:
+            return Later(lambda _last: None, 600.0, dropped=lambda: dropped.append(client))
+
+        def subscribed(self, topic: str, wanted: bool) -> None: ...
+        def changed(self, job: str) -> list[Any]:
+            return []
+
+        def gone(self, client: bytes) -> None:
+            gone.append(client)
+
+        def close(self) -> None: ...
+
+    server = Server(addresses(ApiSettings(), tmp_path), ApiSettings(), Patient())
+    server.start()
+    try:
+        for _ in range(3):
+            client = context.socket(zmq.DEALER)
+            client.connect(f"ipc://{tmp_path}/api.sock")
+            for _ in range(5):
+                client.send(body(op="wait", job="x", timeout=600))
+            until(lambda: len(server._pending) == 5, "five that wait")
+            client.close(linger=0)
+            until(lambda: not server._pending, "none that waits")
+        assert len(dropped) == 15 and len(set(dropped)) == len(set(gone)) == 3
+    finally:
+        server.stop()
 
 
 def test_a_flood_from_many_is_served_in_turn(daemon: Daemon, context: zmq.Context[Any]) -> None:

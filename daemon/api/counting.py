@@ -95,5 +95,8 @@ class Counting:
     def changed(self, job: str) -> Iterable[tuple[str, dict[str, Any]]]:
         return self._handler.changed(job)
 
+    def gone(self, client: bytes) -> None:
+        self._handler.gone(client)
+
     def close(self) -> None:
         self._handler.close()

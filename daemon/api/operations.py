@@ -139,9 +139,16 @@ class Operations:
             return  # not there yet
         _, records, self._followed[job] = found
         for record in records:
+            for track in record["tracks"]:
+                track.pop("extra", None)  # events show how it goes; the backend's own data may be large
             yield f"frame.{job}", {"record": record}
         if self._port.growing(job) is None:
             self._followed.pop(job, None)
+            self._streams.forget(b"", job)
+
+    def gone(self, client: bytes) -> None:
+        """A client is not connected any more."""
+        self._streams.forget(client)
 
     def close(self) -> None:
         self._streams.close()
@@ -314,11 +321,14 @@ class Operations:
             except ResultsError:
                 pass  # not there yet
         total = job.frames if done else None
+        end = job.state.final and (total is None or following >= total)
+        if end:
+            self._streams.forget(client, asked.job)
         described = {
             "header": header_map(header) if header is not None else None,
             "records": records,
             "next": following,
-            "end": job.state.final and (total is None or following >= total),
+            "end": end,
             "state": job.state.value,
         }
         return described, None

@@ -63,6 +63,7 @@ class Handler(Protocol):
     def handle(self, client: bytes, operation: Operation, blob: bytes) -> Reply | Later: ...
     def subscribed(self, topic: str, wanted: bool) -> None: ...
     def changed(self, job: str) -> Iterable[tuple[str, dict[str, Any]]]: ...
+    def gone(self, client: bytes) -> None: ...
     def close(self) -> None: ...
 
 
@@ -154,6 +155,7 @@ class Server:
                     self._hear()
                 self._check_deadlines()
                 sockets.send_held()
+                self._forget_gone()
                 sockets.read_keys()
             except Exception:  # noqa: BLE001
                 self._log.exception("defect")  # one bad turn must not silence the daemon
@@ -233,6 +235,18 @@ class Server:
         if (known := self._sockets.clients.get(pending.client)) is not None:
             known.waiting -= 1
         self._sockets.send(pending.client, [*pending.envelope, *reply])
+
+    def _forget_gone(self) -> None:
+        """Nothing is done or kept for who has gone: who comes and goes would else leave more each time."""
+        gone = {self._sockets.gone.pop() for _ in range(len(self._sockets.gone))} - self._sockets.clients.keys()
+        if not gone:
+            return
+        for ticket, pending in list(self._pending.items()):
+            if pending.client in gone:
+                del self._pending[ticket]
+                pending.later.dropped()
+        for client in gone:
+            self._handler.gone(client)
 
     def _check_deadlines(self) -> None:
         now = time.monotonic()

@@ -49,6 +49,8 @@ class Sockets:
     def __init__(self, where: Addresses, settings: ApiSettings) -> None:
         self.clients: dict[bytes, Client] = {}
         """Who has asked for something and is still connected."""
+        self.gone: set[bytes] = set()
+        """Who is not any more; whoever forgets them takes them out."""
         self._arrived = -1
         self._where = where
         self._settings = settings
@@ -127,7 +129,7 @@ class Sockets:
             except zmq.Again:
                 pass
             except zmq.ZMQError:
-                self.clients.pop(client, None)  # it has gone
+                self._part_with(client)
                 return
         if known is None:
             return
@@ -147,7 +149,7 @@ class Sockets:
                 except zmq.Again:
                     break
                 except zmq.ZMQError:
-                    self.clients.pop(client, None)
+                    self._part_with(client)
                     break
                 known.held -= sum(map(len, known.outbox.popleft()))
 
@@ -158,7 +160,11 @@ class Sockets:
             while True:
                 gone.add(recv_monitor_message(self.monitor, zmq.NOBLOCK)["value"])
         for client in [name for name, known in self.clients.items() if known.descriptor in gone]:
-            del self.clients[client]
+            self._part_with(client)
+
+    def _part_with(self, client: bytes) -> None:
+        if self.clients.pop(client, None) is not None:
+            self.gone.add(client)
 
     def _socket(self, kind: int, secret: tuple[bytes, bytes] | None) -> zmq.Socket[bytes]:
         socket = self._context.socket(kind)

@@ -57,6 +57,11 @@ class Streams:
             self._cursors.pop(key).results.close()
             raise
 
+    def forget(self, client: bytes, job: str | None = None) -> None:
+        """Let go of a client's files, or of one: open ones keep their place on the disk when they are removed."""
+        for key in [key for key in self._cursors if key[0] == client and job in (None, key[1])]:
+            self._cursors.pop(key).results.close()
+
     def close(self) -> None:
         while self._cursors:
             self._cursors.popitem()[1].results.close()
@@ -77,12 +82,19 @@ class Streams:
             if record.frame < start:
                 continue
             made = plain_record(record, vertices=vertices)
-            size += sum(
-                value.nbytes for track in made["tracks"] for value in track.values() if hasattr(value, "nbytes")
-            )
+            size += _size(made["tracks"])
             found.append(made)
             at = cursor.next
         return cursor.results.header, found, at
+
+
+def _size(value: Any) -> int:
+    """About the bytes that a value takes in a message; what is small does not count."""
+    if isinstance(value, dict):
+        return sum(map(_size, value.values()))
+    if isinstance(value, list | tuple):
+        return sum(map(_size, value))
+    return int(getattr(value, "nbytes", 0)) or (len(value) if isinstance(value, bytes) else 0)
 
 
 def _is_current(results: Results, path: Path) -> bool:
