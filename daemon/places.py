@@ -178,6 +178,8 @@ def folder_name(source: Path) -> str:
     )
     while len(clean.encode()) > LONGEST_NAME:
         clean = clean[:-1]
+    if clean.lower().endswith(WORK_SUFFIX):  # it would be taken for what another video is worked on in
+        clean = f"{clean}-1"
     return clean or "video"
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import time
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from daemon.api.messages import ApiError
-from daemon.api.uploads import CHUNK, Uploads
+from daemon.api.uploads import ABANDONED_AFTER, CHUNK, Uploads
 
 DATA = bytes(range(256)) * 40
 
@@ -95,3 +97,35 @@ def test_abandoned_uploads_go_and_used_ones_stay(tmp_path: Path) -> None:
     now[0] = 1e12
     uploads.sweep(lambda source: source == str(used.path))
     assert not old.path.exists() and used.path.exists()
+
+
+def test_what_a_client_has_just_asked_for_is_not_abandoned(tmp_path: Path) -> None:
+    """Complete since last week, it is about to be submitted now."""
+    uploads = Uploads(tmp_path / "uploads", 1000)
+    state = uploads.begin("a.mp4", 3, hashlib.sha256(b"abc").hexdigest())
+    uploads.add(state.id, 0, b"abc")
+    uploads.finish(state.id)
+    long_ago = time.time() - ABANDONED_AFTER - 60
+    os.utime(state.path, (long_ago, long_ago))
+    assert uploads.begin("a.mp4", 3, hashlib.sha256(b"abc").hexdigest()).complete
+    uploads.sweep(lambda _: False)
+    assert state.path.is_file()
+
+
+def test_what_is_just_being_begun_is_not_abandoned(tmp_path: Path) -> None:
+    uploads = Uploads(tmp_path / "uploads", 1000)
+    begun = tmp_path / "uploads" / ("0" * 32)  # as another thread leaves it between two steps of `begin`
+    begun.mkdir()
+    uploads.sweep(lambda _: False)
+    assert begun.is_dir()
+    long_ago = time.time() - ABANDONED_AFTER - 60
+    os.utime(begun, (long_ago, long_ago))
+    uploads.sweep(lambda _: False)
+    assert not begun.exists()
+
+
+def test_a_folder_that_somebody_has_removed_is_no_defect(tmp_path: Path) -> None:
+    uploads = Uploads(tmp_path / "uploads", 1000)
+    (tmp_path / "uploads").rmdir()
+    uploads.sweep(lambda _: False)
+    assert uploads.begin("a.mp4", 3, "0" * 64).offset == 0

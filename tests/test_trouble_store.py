@@ -99,3 +99,17 @@ def test_messages_about_names_that_are_not_utf8_are_stored(bench: Bench) -> None
     bench.turns_until(lambda: bench.state(job) is State.FAILED)
     found = bench.store.get(job)
     assert found is not None and found.error == "empty-file" and "odd" in found.message
+
+
+def test_no_results_are_put_where_another_video_is_worked_on(bench: Bench) -> None:
+    """`a.poseward-work.mp4` would have its results in `a.poseward-work`."""
+    other = bench.submit("a.poseward-work.mp4")
+    (folder,) = [Path(bench.pipeline.jobs[0].folder) for _ in bench.begun(1)]
+    bench.submit("a.mp4")
+    bench.begun(2)
+    worked_on = Path(bench.pipeline.jobs[1].folder)
+    (worked_on / "journal").write_bytes(b"hours of work")
+    (folder / "frames.msgpack").touch()
+    bench.scheduler.on_event(JobDone(other, JobOutcome()))
+    bench.turns_until(lambda: bench.state(other) is State.DONE)
+    assert (worked_on / "journal").read_bytes() == b"hours of work"

@@ -69,7 +69,7 @@ class Uploads:
         number = hashlib.sha256(f"{sha256}/{size}/{name}".encode()).hexdigest()[:32]
         folder = self._folder / number
         with _room(folder):
-            folder.mkdir(mode=0o700, exist_ok=True)
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             if not (folder / META).exists():
                 free = shutil.disk_usage(folder).free
                 if size > free:
@@ -77,6 +77,7 @@ class Uploads:
                 (folder / DATA).touch()
                 meta = {"name": name, "size": size, "sha256": sha256, "complete": False}
                 summary.write_json(folder / META, meta)
+            os.utime(folder / DATA)  # somebody goes on with it: `sweep` must not take it from under them
         return self.state(number)
 
     def state(self, upload: str) -> UploadState:
@@ -125,6 +126,8 @@ class Uploads:
         """The file for a job to read. Raises `ApiError` ``not-ready`` where it is not complete."""
         if not state.complete:
             raise ApiError("not-ready", f"upload {state.id} has {state.offset} of {state.size} bytes")
+        with _room(state.path):
+            os.utime(state.path)
         return state.path
 
     def owns(self, source: str) -> bool:
@@ -138,13 +141,13 @@ class Uploads:
 
     def sweep(self, in_use: Callable[[str], bool]) -> None:
         """Remove uploads that nobody has gone on with for days and no job uses."""
-        for folder in self._folder.iterdir():
+        for folder in self._folder.iterdir() if self._folder.is_dir() else ():
             data = folder / DATA
             try:
-                old = self._clock() - data.stat().st_mtime > ABANDONED_AFTER
+                touched = (data if data.exists() else folder).stat().st_mtime
             except OSError:
-                old = True
-            if old and not in_use(str(data)):
+                continue  # it was just removed, or cannot be looked at
+            if self._clock() - touched > ABANDONED_AFTER and not in_use(str(data)):
                 shutil.rmtree(folder, ignore_errors=True)
 
     def finish(self, upload: str) -> UploadState:
