@@ -231,12 +231,13 @@ def main() -> int:
             for what, hungry in (("in peace", False), ("while the card is taken", True)):
                 out = folder / what.replace(" ", "-")
                 results.append(tell(what, run(settings, clip, out, card, hungry), out))
-            say("results", same=bool(results[0]) and results[0] == results[1])
+            same = bool(results[0]) and results[0] == results[1]
+            say("results", same=same)
     finally:
         if holder is not None:
             with suppress(OSError):
                 holder.close()
-    return 0
+    return 0 if same else 1
 
 
 if __name__ == "__main__":

@@ -17,6 +17,8 @@ from stages.protocols import Backend, Report
 from stages.records import Detections, Frame, FrameRecord, Header, People, Track
 from stages.wire import pack_value, unpack_value
 
+EXTRA = {"made_by": "blocks"}
+"""What only this backend gives."""
 LAG = 2
 
 
@@ -74,7 +76,7 @@ class Chain:
                 Track(
                     person + 1, people.boxes[person], float(people.scores[person]), people.camera[person],
                     people.pose[person], betas, people.joints_3d[person], people.joints_2d[person],
-                    None if people.vertices is None else people.vertices[person],
+                    None if people.vertices is None else people.vertices[person], extra=dict(EXTRA),
                 )
             )  # fmt: skip
         self._held.append(FrameRecord(frame, time, tracks))
@@ -102,7 +104,7 @@ def _square(number: int, box: Any, betas: Any) -> Track:
     pose = np.broadcast_to(np.eye(3, dtype=np.float32), (24, 3, 3)).copy()
     zeros = np.zeros((24, 3), np.float32)
     vertices = np.zeros((4, 3), np.float32)
-    return Track(number, box, 1.0, zeros[0], pose, betas, zeros, zeros[:, :2], vertices)
+    return Track(number, box, 1.0, zeros[0], pose, betas, zeros, zeros[:, :2], vertices, extra=dict(EXTRA))
 
 
 class Square:

@@ -306,7 +306,10 @@ def test_an_interpreter_that_is_another(machine: Machine, kind: str) -> None:
 
 @with_real
 def test_the_real_packages_without_hmr2(machine: Machine) -> None:
-    machine.use(*(path for path in REAL_PATH if not (path / "hmr2").is_dir()), python=REAL_PYTHON)
+    without = [path for path in REAL_PATH if not (path / "hmr2").is_dir()]
+    if len(without) == len(REAL_PATH):
+        pytest.skip("POSEWARD_HUMANS4D_PATH has no hmr2 that could be left out")
+    machine.use(*without, python=REAL_PYTHON)
     ways = dict(machine.doctor("stages.mesh"))
     way = ways[f"mesh: no package hmr2, which {REAL_PYTHON} does not find"]
     assert f"{REAL_PYTHON} -m pip install --no-deps 'git+https://github.com/shubham-goel/4D-Humans@" in way

@@ -237,6 +237,9 @@ def test_events_tell_what_happens(tmp_path: Path) -> None:
         listener.join(PATIENCE)
         states = [e["job"]["state"] for t, e in seen if t == f"job.{job}"]  # type: ignore[index]
         assert states[0] == "queued" and states[-1] == "done" and "running" in states
+        tracks = [e["record"]["tracks"] for t, e in seen if t == f"frame.{job}"]  # type: ignore[index]
+        assert any(tracks) and not any({"vertices", "extra"} & set(one) for found in tracks for one in found)
+        assert asker.page(job, 0).records[0].tracks[0].extra, "while pages have it"
         frames = [e["record"]["frame"] for t, e in seen if t == f"frame.{job}"]  # type: ignore[index]
         assert frames and frames == list(range(frames[0], 30)), "each once, in order, to the last"
         numbers = [e["seq"] for _, e in seen]
