@@ -23,7 +23,8 @@ from daemon.cli.events import Thinned
 from daemon.cli.health import happened, problems, verdict
 from daemon.cli.jobs_follow import follow, resolve
 from daemon.cli.jobs_view import table
-from daemon.cli.words import age_text, bar, printable, size_text
+from daemon.cli.results import _print_results
+from daemon.cli.words import age_text, bar, counted, printable, size_text
 from daemon.client import ClientError
 from tests.daemons import MAIN, PATIENCE, Daemon, until
 from tests.harness import write_squares
@@ -202,6 +203,9 @@ def test_drain_and_wait_for_all(daemon: Daemon) -> None:
     finally:
         assert "begun again" in well(poseward(daemon, "drain", "--off")).stdout
     well(poseward(daemon, "wait"))
+    drained = json.loads(well(poseward(daemon, "drain", "--wait", "--json")).stdout)
+    resumed = json.loads(well(poseward(daemon, "drain", "--off", "--json")).stdout)
+    assert drained == {"draining": True, "running": 0} and resumed == {"draining": False, "running": 0}
     assert json.loads(poseward(daemon, "wait", "--json", "drained.mp4").stdout)[0]["state"] == "done"
 
 
@@ -222,6 +226,7 @@ def test_health_reload_reset(daemon: Daemon) -> None:
         return found["ready"] and found["processes"]["mesh"]["pid"] not in (None, before)
 
     until(renewed)
+    assert json.loads(well(poseward(daemon, "reset", "mesh", "--json")).stdout) == {"reset": ["mesh"]}
     well(poseward(daemon, "reset", "mesh"))
     assert "no-such-stage" in well(poseward(daemon, "reset", "mush"), 2).stderr
     assert "no-such-stage" in well(poseward(daemon, "reload", "mush"), 2).stderr
@@ -398,6 +403,17 @@ def test_a_table_of_jobs_fits(width: int) -> None:
     ):
         assert word in text, text
     assert "\x1b" not in text
+
+
+def test_one_is_not_many(capsys: pytest.CaptureFixture[str]) -> None:
+    assert [counted(n, "frame") for n in range(3)] == ["0 frames", "1 frame", "2 frames"]
+    summary = {
+        "input": {"name": "a.mp4"}, "frames": 1, "backend": "b", "people": 1, "tracks": 1, "restarts": [{}],
+        "failed_frames": [{}],
+    }  # fmt: skip
+    _print_results({"summary": summary, "folder": "/r", "files": [], "job": {"message": ""}})
+    said = capsys.readouterr().out
+    assert "a.mp4: 1 frame, by b" in said and "1 person, 1 track, 1 failed frame, 1 restart" in said
 
 
 def test_words() -> None:

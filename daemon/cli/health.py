@@ -12,7 +12,7 @@ import click
 from daemon.cli.connect import LONG_PATIENCE, UNDER_WAY, Connection, connected, console, print_json
 from daemon.cli.options import as_json
 
-PROBLEMS = 1
+PROBLEMS, TIMEOUT = 1, 3
 EVERY = 0.5
 
 
@@ -67,8 +67,10 @@ def processes(found: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
 
 def verdict(found: Mapping[str, Any]) -> tuple[str, str]:
     """The daemon's state in a few words, and their colour."""
+    from daemon.cli.words import counted
+
     if wrong := problems(found):
-        return f"{len(wrong)} problem{'s' if len(wrong) > 1 else ''}", "bold red"
+        return counted(len(wrong), "problem"), "bold red"
     if not found["ready"]:
         waiting = [name for name, process in processes(found) if process["state"] != "ready"]
         return f"not ready: {', '.join(waiting)}", "bold yellow"
@@ -197,11 +199,15 @@ Example: poseward reset mesh
 Exit codes: 0; 2 no such stage, or no daemon."""
 )
 @click.argument("stage", metavar="STAGE")
+@as_json()
 @connected
-def reset(stage: str, connection: Connection) -> None:
+def reset(stage: str, json_output: bool, connection: Connection) -> None:
     """Start a stage that has given up."""
     with connection.client() as client:
         client.reset(stage)
+    if json_output:
+        print_json({"reset": [stage]})
+        return
     click.echo(f"{stage}: started anew; `poseward health` says how it fares")
 
 
@@ -219,11 +225,17 @@ Examples:
 Exit codes: 0; 2 no such stage, or no daemon."""
 )
 @click.argument("stage", required=False, metavar="[STAGE]")
+@as_json()
 @connected
-def reload(stage: str | None, connection: Connection) -> None:
+def reload(stage: str | None, json_output: bool, connection: Connection) -> None:
     """Restart stages with the code that is on disk now."""
+    from stages.settings import STAGES
+
     with connection.client() as client:
         client.reload(stage)
+    if json_output:
+        print_json({"reloading": [stage] if stage else list(STAGES)})
+        return
     click.echo(f"{stage or 'all stages'}: restarting; `poseward health` says how they fare")
 
 
@@ -243,29 +255,43 @@ Exit codes: 0; 2 no daemon; 3 something still runs after --timeout; 130 Ctrl-C w
 @click.option("--off", is_flag=True, help="Begin jobs again.")
 @click.option("--wait", "waiting", is_flag=True, help="Wait until nothing runs.")
 @click.option("--timeout", type=click.FloatRange(min=0), metavar="SECONDS", help="Wait no longer than that.")
+@as_json()
 @connected
-def drain(off: bool, waiting: bool, timeout: float | None, connection: Connection) -> None:
+def drain(off: bool, waiting: bool, timeout: float | None, json_output: bool, connection: Connection) -> None:
     """Begin no more jobs; what runs is finished."""
     if off and waiting:
         raise click.UsageError("--off and --wait exclude each other")
     with connection.client() as client:
         client.drain(not off)
         running = len(client.health()["jobs"])
+    if json_output:
+        code = _wait_until_idle(connection, timeout) if waiting else 0
+        if code != UNDER_WAY:
+            with connection.client(LONG_PATIENCE) as client:
+                running = client.list(["running"], limit=1)["counts"]["running"]
+        print_json({"draining": not off, "running": running})
+        sys.exit(code)
     if off:
         click.echo("jobs are begun again")
         return
     click.echo(f"draining; {running} running" + ("" if waiting or not running else ": --wait waits for them"))
-    if not waiting:
-        return
+    if waiting and (code := _wait_until_idle(connection, timeout)):
+        sys.exit(code)
+    if waiting:
+        click.echo("nothing runs any more")
+
+
+def _wait_until_idle(connection: Connection, timeout: float | None) -> int:
+    """Wait until no job runs; the exit code."""
     until = None if timeout is None else time.monotonic() + timeout
     try:
         with connection.client(LONG_PATIENCE) as client:
             while client.list(["running"], limit=1)["jobs"]:
                 if until is not None and time.monotonic() >= until:
                     click.echo(f"still running after {timeout:g} s: `poseward status --state running`", err=True)
-                    sys.exit(3)
+                    return TIMEOUT
                 time.sleep(EVERY)
     except KeyboardInterrupt:
         click.echo("not waiting any more; it is still draining: `poseward drain --off` ends that", err=True)
-        sys.exit(UNDER_WAY)
-    click.echo("nothing runs any more")
+        return UNDER_WAY
+    return 0

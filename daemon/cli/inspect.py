@@ -24,6 +24,7 @@ def inspect(folder: Path, json_output: bool) -> None:
 
     Reads frames.msgpack from end to end, so that a damaged file is noticed.
     """
+    from daemon.cli.words import counted
     from daemon.summary import SummaryError, read_summary
     from stages.results import ResultsError
 
@@ -34,7 +35,7 @@ def inspect(folder: Path, json_output: bool) -> None:
         raise click.ClickException(str(error)) from error
     if found["frames"] != summary["frames"]:
         raise click.ClickException(
-            f"{folder}: frames.msgpack has {found['frames']} frames, the summary says {summary['frames']}"
+            f"{folder}: frames.msgpack has {counted(found['frames'], 'frame')}, the summary says {summary['frames']}"
         )
     files = {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.is_file()}
     if json_output:
@@ -77,13 +78,15 @@ def _print(folder: Path, summary: dict[str, Any], found: dict[str, Any], files: 
     from rich.console import Console
     from rich.table import Table
 
+    from daemon.cli.words import counted
+
     console = Console(highlight=False, markup=False, emoji=False)
     console.print(
-        f"{folder}: {found['frames']} frames of {found['width']}x{found['height']} at {found['fps']:g}/s "
+        f"{folder}: {counted(found['frames'], 'frame')} of {found['width']}x{found['height']} at {found['fps']:g}/s "
         f"from {summary['input']['name']}, by {found['backend']}"
     )
     if found["failed"]:
-        console.print(f"{found['failed']} frames failed; summary.json says why")
+        console.print(f"{counted(found['failed'], 'frame')} failed; summary.json says why")
     if summary["truncated"]:
         console.print(f"the input ends early: {summary['truncated']}")
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)

@@ -15,7 +15,17 @@ from rich.text import Text
 
 from daemon.cli.jobs_follow import FINAL
 from daemon.cli.progress import PLAIN_EVERY, clock_text, span_text
-from daemon.cli.words import age_text, bar, fraction_of, printable, remaining, short, size_text, state_text
+from daemon.cli.words import (
+    age_text,
+    bar,
+    counted,
+    fraction_of,
+    printable,
+    remaining,
+    short,
+    size_text,
+    state_text,
+)
 
 BAR = 16
 WIDE = 96
@@ -157,7 +167,7 @@ def _frames(job: Mapping[str, Any], summary: Mapping[str, Any]) -> str | None:
         return None
     parts = [str(job["frames"])]
     if "tracks" in summary:
-        parts.append(f"{summary['tracks']} tracks")
+        parts.append(counted(summary["tracks"], "track"))
     if failed := summary.get("failed_frames"):
         parts.append(f"{len(failed)} failed (summary.json says why)")
     return ", ".join(parts)
@@ -171,7 +181,7 @@ def ending_line(job: Mapping[str, Any]) -> str:
     """How a job ended, or stands, in one line."""
     name = f"{short(job['id'])} {printable(job['name'])}"
     if job["state"] == "done":
-        return f"{name}: done, {job['frames']} frames: {job['results']}"
+        return f"{name}: done, {counted(job['frames'], 'frame')}: {job['results']}"
     if job["error"]:
         return f"{name}: {job['state']}: {job['error']}: {job['message']}"
     return f"{name}: {job['state']}"

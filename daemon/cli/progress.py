@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
 from rich.text import Text
 
+from daemon.cli.words import counted
 from daemon.run import VideoResult
 from stages.jobs import JobOpened, JobProgress, StageEvent
 
@@ -234,9 +235,9 @@ class _Speed(ProgressColumn):
 
 
 def _describe(event: JobOpened) -> str:
-    frames = "an unknown number of" if event.frames is None else str(event.frames)
+    frames = "an unknown number of frames" if event.frames is None else counted(event.frames, "frame")
     rate = f" at {event.fps:g}/s" if event.fps else ""
-    return f"{frames} frames of {event.width}x{event.height}{rate}"
+    return f"{frames} of {event.width}x{event.height}{rate}"
 
 
 def ending(result: VideoResult) -> str:
@@ -246,4 +247,4 @@ def ending(result: VideoResult) -> str:
         return f"{result.video}: failed: {result.error}{again}"
     if result.earlier:
         return f"{result.name}: nothing to do"
-    return f"{result.name}: done, {result.outcome.frames} frames in {span_text(result.outcome.wall_seconds)}"
+    return f"{result.name}: done, {counted(result.outcome.frames, 'frame')} in {span_text(result.outcome.wall_seconds)}"

@@ -87,15 +87,21 @@ def _download(client: Any, job: str, folder: Path, names: Sequence[str], *, forc
 
 def _print_results(found: Mapping[str, Any]) -> None:
     from daemon.cli.progress import span_text
-    from daemon.cli.words import printable, size_text
+    from daemon.cli.words import counted, printable, size_text
 
     summary, screen = found["summary"], console()
     source = summary["input"]
     size = f" of {source['width']}x{source['height']}" if "width" in source else ""
-    screen.print(f"{printable(source['name'])}: {summary['frames']} frames{size}, by {summary['backend']}")
-    facts = [f"{summary[name]} {name}" for name in ("people", "tracks") if name in summary]
-    facts += [f"{len(summary[name])} {label}" for name, label in
-              (("failed_frames", "failed frames"), ("restarts", "restarts")) if summary.get(name)]  # fmt: skip
+    screen.print(
+        f"{printable(source['name'])}: {counted(summary['frames'], 'frame')}{size}, by {summary['backend']}"
+    )
+    facts = [
+        counted(summary[name], one, name)
+        for name, one in (("people", "person"), ("tracks", "track"))
+        if name in summary
+    ]
+    facts += [counted(len(summary[name]), one) for name, one in
+              (("failed_frames", "failed frame"), ("restarts", "restart")) if summary.get(name)]  # fmt: skip
     if "wall_seconds" in summary:
         facts.append(f"in {span_text(summary['wall_seconds'])}")
     screen.print(", ".join(facts))

@@ -42,6 +42,11 @@ def age_text(seconds: float | None) -> str:
     return f"{hours // 24} d {hours % 24} h"
 
 
+def counted(count: int, one: str, many: str | None = None) -> str:
+    """``1 track``, ``2 tracks``; ``many`` where that is not ``one`` and an s."""
+    return f"{count} {one if count == 1 else many or f'{one}s'}"
+
+
 def bar(fraction: float, width: int, style: str = "green") -> Text:
     """A bar of ``width`` characters; it can be read without colours too."""
     full = round(min(1.0, max(0.0, fraction)) * width)

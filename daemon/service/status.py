@@ -111,10 +111,10 @@ def _headline(properties: Mapping[str, str], user: str) -> str:
         if memory is not None and memory < 1 << 60:
             parts.append(f"{memory >> 20} MB")
         if restarts:
-            parts.append(f"restarted {restarts} times by systemd")
+            parts.append(f"restarted {restarts} time{'s' if restarts > 1 else ''} by systemd")
         return ", ".join(parts)
     if state == "activating" and properties.get("SubState") == "auto-restart":
-        return f"waiting to be restarted after a failure ({restarts or 0} restarts so far)"
+        return f"waiting to be restarted after a failure ({restarts or 0} restart{'' if restarts == 1 else 's'} so far)"
     words = {
         "activating": "starting: the API does not answer yet",
         "deactivating": "stopping",
