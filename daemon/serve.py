@@ -29,6 +29,7 @@ from daemon.credible import CredibleClock
 from daemon.finishing import Exporter
 from daemon.images import ImageFailed, Images
 from daemon.metrics import Endpoint, Metrics
+from daemon.reloading import Reloading
 from daemon.results_folder import ResultsFolder
 from daemon.retention import Daemon, Retention
 from daemon.scheduler import Scheduler
@@ -37,7 +38,6 @@ from daemon.spilling import SpillWatch
 from daemon.store import JobStore, StoredJob
 from stages.jobs import JobEvent, StageEvent
 from stages.pipeline import Pipeline
-from stages.processes import stage_of
 from stages.settings import PipelineSettings
 
 STEP = 0.25
@@ -110,14 +110,14 @@ class Service:
     ) -> None:
         self.loaded = loaded
         self.started = time.time()
+        self._began = time.monotonic()
         self._settings: Settings = loaded.settings
         self._exports = tuple(exports)
         self._notifier = notifier
         self._log = logs.get("daemon")
         self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._stop = 0
-        self._reloading: deque[str] = deque()
-        self._leaving: set[int | None] = set()
+        self._reloading = Reloading()
         self._incidents: deque[str] = deque(maxlen=20)
         self._spills = SpillWatch(loaded.settings.stages)
         self._due: dict[str, float] = {}
@@ -230,7 +230,7 @@ class Service:
                 "max_message": api.max_message_mb << 20,
                 "max_body": MAX_BODY,
                 "max_upload": api.max_upload_mb << 20,
-                "chunk": CHUNK,
+                "chunk": min(CHUNK, api.max_message_mb << 20),
                 "max_waiting": api.max_waiting,
             },
         }
@@ -247,7 +247,7 @@ class Service:
             problems.append(f"drop folder: {drop['problem']}")
         return {
             **self.hello(),
-            "uptime": time.time() - self.started,
+            "uptime": time.monotonic() - self._began,
             "draining": self._scheduler.draining,
             "clients": self._server.connections,
             "queue": self.store.counts(),
@@ -302,7 +302,7 @@ class Service:
 
     def reload(self, stages: Iterable[str]) -> None:
         """Only in the loop: restart stages one after the other."""
-        self._reloading.extend(stage for stage in stages if stage not in self._reloading)
+        self._reloading.ask(stages)
 
     def drain(self, on: bool) -> None:
         """Only in the loop."""
@@ -324,7 +324,7 @@ class Service:
                 self._calls.get_nowait()()
         self._images.turn(self._pipeline)
         self._scheduler.turn()
-        self._reload_next()
+        self._reloading.turn(self._pipeline)
         every = self._notifier.watchdog_interval
         api_moves = time.monotonic() - self._server.moved < API_SILENT
         if every and api_moves and self._is_due("watchdog", every):
@@ -346,19 +346,6 @@ class Service:
                 problem,
                 self._server.connections,
             )
-
-    def _reload_next(self) -> None:
-        """The next stage, once all are ready again: work goes on with the others."""
-        if not self._reloading:
-            return
-        status = self._pipeline.status()
-        pids = {name: state.pid for name, state in status["processes"].items()}
-        # One that was asked to leave counts as ready until it has.
-        if len(status["ready"]) == len(pids) and not self._leaving.intersection(pids.values()):
-            stage = self._reloading.popleft()
-            self._leaving = {pid for name, pid in pids.items() if stage_of(name) == stage}
-            self._log.info("reload", stage=stage)
-            self._pipeline.restart(stage, "reload")
 
     def _on_event(self, event: JobEvent) -> None:
         self._metrics.on_event(event)

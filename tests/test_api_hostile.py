@@ -164,6 +164,15 @@ def test_who_never_reads_does_not_hold_up_the_others(daemon: Daemon, context: zm
         assert grown < 400 << 20, f"{grown >> 20} MB for one client that does not read"
 
 
+def test_an_upload_goes_through_where_messages_are_small(daemon: Daemon, tmp_path: Path) -> None:
+    file = tmp_path / "large.mp4"
+    file.write_bytes(os.urandom(5 << 20))
+    with daemon.client(10.0) as client:
+        limits = client.hello()["limits"]
+        assert limits["chunk"] == limits["max_message"] == 2 << 20
+        assert client.upload(file)
+
+
 def _open_files(daemon: Daemon, folder: str) -> list[str]:
     assert daemon.process is not None
     found = []

@@ -197,3 +197,11 @@ def test_closing_ends_whatever_other_threads_wait_for(fake: Fake) -> None:
     assert ends == ["closed"] * 3
     with pytest.raises(ClientError, match="closed"):
         client.hello()
+
+
+def test_an_image_that_no_message_holds_is_refused_at_once(fake: Fake, client: Client) -> None:
+    """The daemon would close the connection, and that again and again."""
+    fake.answer = lambda body, _blob: [{"limits": {"max_message": 2 << 20}}] if body["op"] == "hello" else []
+    with pytest.raises(ClientError, match=r"too-large: .*api\.max_message_mb"):
+        client.image(bytes(3 << 20))
+    assert [body["op"] for body in fake.asked] == ["hello"]

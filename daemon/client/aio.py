@@ -26,6 +26,8 @@ QUICK = 5.0
 """Seconds that a request which needs no waiting may stay unanswered before it is sent again."""
 LONG = 10.0
 """Seconds of one `wait` or `frames` request; the client asks again as long as its caller likes."""
+SMALL = 1 << 20
+"""Bytes that no daemon refuses as a message."""
 DIGEST = 600.0
 """Seconds that the daemon may take for the digest of an upload. It is asked again sooner: it may have been killed."""
 DIGEST_AGAIN = 60.0
@@ -237,6 +239,12 @@ class AsyncClient:
         self, data: bytes, *, vertices: bool = True, timeout: float = 60.0
     ) -> tuple[FrameRecord, Header]:
         """The people in one image file's bytes."""
+        if len(data) > SMALL:
+            most = (await self.hello())["limits"]["max_message"]
+            if len(data) > most:  # the daemon would not answer, but close the connection
+                raise ClientError(
+                    "too-large", f"an image of {len(data)} bytes; the daemon takes {most} (api.max_message_mb)"
+                )
         found = await self._ask("image", blob=data, timeout=timeout, vertices=vertices)
         return messages.record(found["record"]), messages.header(found["header"])
 
