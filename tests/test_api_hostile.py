@@ -293,6 +293,25 @@ def test_a_client_does_not_go_with_who_had_its_descriptor(context: zmq.Context[A
         sockets.close()
 
 
+def test_little_is_queued_for_who_does_not_read(context: zmq.Context[Any], tmp_path: Path) -> None:
+    """Pages are of megabytes, and as many clients as there may be must fit into the memory."""
+    where = addresses(ApiSettings(), tmp_path)
+    sockets = Sockets(where, ApiSettings())
+    try:
+        deaf, name = _admitted(sockets, context, where.requests)
+        deaf.setsockopt(zmq.RCVHWM, 1)
+        page = os.urandom(4 << 20)
+        for _ in range(10):
+            sockets.send(name, [page])
+        assert sockets.clients[name].held >= 3 * len(page) and sockets.holds
+        for _ in range(10):
+            until(lambda: sockets.send_held() or deaf.poll(10), "what was kept")
+            assert deaf.recv() == page
+        until(lambda: sockets.send_held() or not sockets.holds, "nothing is kept")
+    finally:
+        sockets.close()
+
+
 def _admitted(sockets: Sockets, context: zmq.Context[Any], address: str) -> tuple[zmq.Socket[bytes], bytes]:
     client = context.socket(zmq.DEALER)
     client.setsockopt(zmq.LINGER, 0)

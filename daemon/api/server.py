@@ -36,6 +36,8 @@ from daemon.settings import ApiSettings
 
 TURN = 0.25
 """Longest turn in seconds: deadlines are checked this often."""
+HELD_TURN = 0.01
+"""Longest turn while replies are kept for clients whose queues are full."""
 MOST_REQUESTS = 64
 """Requests taken in one turn, so that events and deadlines have theirs."""
 
@@ -141,7 +143,7 @@ class Server:
         for socket in (sockets.router, sockets.events, sockets.monitor, self._wake):
             poller.register(socket, zmq.POLLIN)
         while not self._stopping:
-            ready = dict(poller.poll(round(TURN * 1000)))
+            ready = dict(poller.poll(round((HELD_TURN if sockets.holds else TURN) * 1000)))
             try:
                 if self._wake in ready:
                     with contextlib.suppress(BlockingIOError):

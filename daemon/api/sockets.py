@@ -23,7 +23,8 @@ from daemon.settings import ApiSettings
 
 OUTBOX_BYTES = 32 << 20
 """Replies kept for a client that does not read them; more are dropped, and it has to ask again."""
-HIGH_WATER = 16
+HIGH_WATER = 4
+"""Messages that ZeroMQ queues for a client, or of it; they may be of megabytes."""
 KEYS_EVERY = 5.0
 """Seconds between two looks at the folder of allowed keys."""
 
@@ -139,6 +140,11 @@ class Sockets:
             return
         known.outbox.append(parts)
         known.held += size
+
+    @property
+    def holds(self) -> bool:
+        """Whether anything is kept."""
+        return any(known.outbox for known in self.clients.values())
 
     def send_held(self) -> None:
         """Send what is kept, as far as clients take it."""
