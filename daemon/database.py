@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
@@ -12,6 +13,9 @@ from typing import Any
 
 LOCKED = 2.0
 """Seconds for which another program may hold the database; all who ask the daemon for something wait as long."""
+
+LEAST = 1 << 20
+"""Bytes; with less a disk is full, as far as SQLite is concerned."""
 
 
 class StoreError(Exception):
@@ -118,7 +122,16 @@ class Database:
         try:
             yield
         except sqlite3.Error as error:
+            if "disk I/O" in str(error) and _is_full(self.path.parent):  # so it says of what it shares memory in
+                raise StoreError("disk-full", f"{self.path}: {error}: make room on that disk") from error
             raise _store_error(error, f"{self.path}: {error}") from error
+
+
+def _is_full(folder: Path) -> bool:
+    try:
+        return shutil.disk_usage(folder).free < LEAST
+    except OSError:
+        return False
 
 
 def _store_error(error: sqlite3.Error, text: str) -> StoreError:

@@ -80,17 +80,25 @@ class Scheduler:
         self._reader = ThreadPoolExecutor(1, "pw-read")
         self._writer = ThreadPoolExecutor(1, "pw-finish")
         self._again = 0.0
+        self._taken_up = False
         self._log = logs.get("jobs")
         self.problem: str | None = None
         """Why nothing is begun, for a person."""
 
     def start(self, pipeline: PipelineLike) -> None:
-        """Begin; jobs that were running when the last daemon died are queued again, or ended if they had been
-        finished already."""
+        """Begin, and take up what the last daemon has left."""
         self._pipeline = pipeline
         if self._home is not None:
             self._home.mark()
+        with self._guarded():
+            self._take_up()
+
+    def _take_up(self) -> None:
+        """Jobs that were running when the last daemon died are queued again, or ended if they had been finished
+        already. Where the store refuses, `turn` does the rest of it."""
         for job in self._store.jobs([State.RUNNING], limit=1_000_000):
+            if job.id in self._running:
+                continue
             placed = self._placed(job)
             if placed is None:
                 self._store.move(job.id, [State.RUNNING], State.QUEUED, started=None)
@@ -98,12 +106,15 @@ class Scheduler:
             else:
                 running = self._running[job.id] = Running(job, phase="exporting")
                 self._finish_exports(running, placed)
+        self._taken_up = True
 
     def turn(self) -> None:
         """Whatever is due: what the store has refused before, ends of helper threads' work, and new jobs."""
         if time.monotonic() < self._again:
             return
         with self._guarded():
+            if not self._taken_up:
+                self._take_up()
             for running in list(self._running.values()):
                 while running.owed and running.job.id in self._running:
                     running.owed[0]()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pytest
 
 from daemon.store import JobStore, State, StoreError, Submission
 from stages.jobs import JobDone, JobFailed, JobOutcome
+from tests.daemons import PATIENCE, Daemon
 from tests.test_scheduler import Bench
 
 
@@ -24,7 +27,7 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
 class Refusing:
     """Has a store's writes refused while `on`, as on a full disk."""
 
-    def __init__(self, store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, store: JobStore | type[JobStore], monkeypatch: pytest.MonkeyPatch) -> None:
         self.on = False
         for name in ("move", "note"):
             monkeypatch.setattr(store, name, self._unless_full(getattr(store, name)))
@@ -113,3 +116,45 @@ def test_no_results_are_put_where_another_video_is_worked_on(bench: Bench) -> No
     bench.scheduler.on_event(JobDone(other, JobOutcome()))
     bench.turns_until(lambda: bench.state(other) is State.DONE)
     assert (worked_on / "journal").read_bytes() == b"hours of work"
+
+
+def test_a_daemon_that_begins_on_a_full_disk_takes_up_its_jobs_when_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = JobStore(tmp_path)
+    (tmp_path / "clip.mp4").write_text("clip")
+    job = before.add(Submission(str(tmp_path / "clip.mp4"), "clip.mp4", "api"))[0].id
+    before.move(job, [State.QUEUED], State.RUNNING)
+    before.close()
+    refusing = Refusing(JobStore, monkeypatch)
+    refusing.on = True
+    bench = Bench(tmp_path)
+    try:
+        bench.scheduler.turn()
+        assert bench.scheduler.problem == "no room on this disk" and bench.state(job) is State.RUNNING
+        refusing.on = False
+        assert bench.begun(1) == [job] and bench.scheduler.problem is None
+    finally:
+        bench.scheduler.stop()
+        bench.store.close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk")
+def test_a_start_on_a_full_disk_is_one_that_systemd_tries_again(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    state.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "poseward-test", state], capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip("this machine does not let tests mount a disk")
+    try:
+        JobStore(state).close()
+        with (state / "fill").open("wb", buffering=0) as file, contextlib.suppress(OSError):
+            while True:
+                file.write(bytes(4096))
+        daemon = Daemon(tmp_path).start(wait=False)
+        assert daemon.process is not None and daemon.process.wait(PATIENCE) == 1, daemon.story()
+        assert "disk-full" in daemon.story() and "make room" in daemon.story()
+    finally:
+        subprocess.run(["umount", "-l", state], check=False)

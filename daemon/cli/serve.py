@@ -13,6 +13,10 @@ import click
 from daemon.cli.options import configured
 from daemon.config import ConfigError, Loaded
 
+PASSING = ("disk-full", "store-locked")
+"""What a later start may find mended: systemd tries again after exit code 1, and never after 2."""
+AGAIN = 1
+
 
 @click.command(
     epilog="""\b
@@ -30,7 +34,8 @@ Examples:
 
 \b
 Ctrl-C or SIGTERM stops it in order (jobs in work are continued next time); twice kills.
-Exit codes: 0 stopped; 1 a defect; 2 wrong configuration or a folder that cannot be used."""
+Exit codes: 0 stopped; 1 a defect, or the job store's disk is full, or it is locked: start again later; 2 wrong
+configuration or a folder that cannot be used."""
 )
 @click.option("-v", "--verbose", is_flag=True, help="Log more.")
 @configured
@@ -87,6 +92,9 @@ def execute(loaded: Loaded) -> int:
         service = Service(loaded, export, exports, Notifier.from_environment(os.environ))
     except (ConfigError, ConfigurationError, StoreError, RingError, RuntimePathError) as error:
         logs.get("daemon").error("cannot start", message=str(error))
+        if isinstance(error, StoreError) and error.name in PASSING:
+            click.echo(f"poseward: {error.name}: {error}", err=True)
+            return AGAIN
         raise ConfigError(str(error)) from error
     asked = 0
 
