@@ -18,6 +18,7 @@ from daemon import logs, summary
 from daemon.config import Loaded
 from daemon.finishing import Exporter, Finished, finish, make_exports
 from daemon.preparing import Prepared, Refused, prepare
+from daemon.refusals import Refusals
 from daemon.results_folder import ResultsFolder
 from daemon.running import Running
 from daemon.store import JobStore, State, StoredJob, StoreError
@@ -29,8 +30,6 @@ TELL_EVERY = 0.2
 """Seconds between two progress events of a job."""
 RATE_OVER = 5.0
 """Seconds over which the rate is taken."""
-AGAIN = 1.0
-"""Seconds after which a store that has refused is asked again; it may need ten to refuse."""
 
 
 class PipelineLike(Protocol):
@@ -79,18 +78,21 @@ class Scheduler:
         self._running: dict[str, Running] = {}
         self._reader = ThreadPoolExecutor(1, "pw-read")
         self._writer = ThreadPoolExecutor(1, "pw-finish")
-        self._again = 0.0
+        self._refusals = Refusals()
         self._taken_up = False
         self._log = logs.get("jobs")
-        self.problem: str | None = None
+
+    @property
+    def problem(self) -> str | None:
         """Why nothing is begun, for a person."""
+        return self._refusals.problem
 
     def start(self, pipeline: PipelineLike) -> None:
         """Begin, and take up what the last daemon has left."""
         self._pipeline = pipeline
         if self._home is not None:
             self._home.mark()
-        with self._guarded():
+        with self._refusals.guarded():
             self._take_up()
 
     def _take_up(self) -> None:
@@ -110,18 +112,16 @@ class Scheduler:
 
     def turn(self) -> None:
         """Whatever is due: what the store has refused before, ends of helper threads' work, and new jobs."""
-        if time.monotonic() < self._again:
+        if not self._refusals.due:
             return
-        with self._guarded():
+        with self._refusals.guarded():
             if not self._taken_up:
                 self._take_up()
             for running in list(self._running.values()):
-                while running.owed and running.job.id in self._running:
-                    running.owed[0]()
-                    running.owed.popleft()
+                self._refusals.make_good(running, self._running)
                 if running.future is not None and running.future.done():
                     future, running.future = running.future, None
-                    self._settle(running, partial(self._advance, running, future))
+                    self._refusals.settle(running, partial(self._advance, running, future))
             self._begin()
 
     def progress(self, job: str) -> dict[str, Any] | None:
@@ -183,16 +183,16 @@ class Scheduler:
         running = self._running.get(event.job)
         if running is None or running.cancelled:
             return
-        with self._guarded():
+        with self._refusals.guarded():
             if isinstance(event, JobOpened):
-                self._settle(running, partial(self._on_opened, running, event))
+                self._refusals.settle(running, partial(self._on_opened, running, event))
             elif isinstance(event, JobProgress):
-                self._settle(running, partial(self._on_progress, running, event))
+                self._refusals.settle(running, partial(self._on_progress, running, event))
             elif isinstance(event, JobDone):
                 self._on_done(running, event.outcome)
             elif isinstance(event, JobFailed):
                 step = partial(self._fail, running, event.error, event.message, event.outcome)
-                self._settle(running, step)
+                self._refusals.settle(running, step)
 
     def _on_opened(self, running: Running, event: JobOpened) -> None:
         running.total, running.fps = event.frames, event.fps
@@ -250,26 +250,15 @@ class Scheduler:
 
     # -- the way of a job --------------------------------------------------------------------------------------
 
-    def _settle(self, running: Running, step: Callable[[], None]) -> None:
-        """Do a step of a job's way; one that the store refuses is done again, by `turn`, until it takes it."""
-        try:
-            step()
-        except StoreError:
-            running.owed.append(step)
-            raise
-
     def _begin(self) -> None:
         # One that is being finished no longer needs the pipeline.
         busy = sum(1 for running in self._running.values() if running.phase != "exporting")
-        self.problem, before = None, self.problem
-        if self.draining or busy >= AHEAD or self._pipeline is None:
-            return
-        waiting = self._store.waiting(AHEAD - busy)
+        room = self._pipeline is not None and busy < AHEAD and not self.draining
+        waiting = self._store.waiting(AHEAD - busy) if room else []
         if waiting and self._home is not None and (away := self._home.away()) is not None:
-            self.problem = away
-            if before != away:
-                self._log.error("results", message=away)
+            self._refusals.tell(away, "results", "results-away")
             return
+        self._refusals.problem = None
         for job in waiting:
             taken = self._store.move(job.id, [State.QUEUED], State.RUNNING, attempts=job.attempts + 1)
             if taken is not None:
@@ -418,17 +407,6 @@ class Scheduler:
                 raise Cancelled
 
         return check
-
-    @contextlib.contextmanager
-    def _guarded(self) -> Any:
-        """A store that cannot be written at the moment (disk full) stops new work, not the daemon."""
-        try:
-            yield
-        except StoreError as error:
-            if self.problem != str(error):
-                self._log.error("store", error=error.name, message=str(error))
-            self.problem = str(error)
-            self._again = time.monotonic() + AGAIN
 
     def _tell(self, job: StoredJob) -> None:
         self._publish(f"job.{job.id}", {"job": self.job_map(job)})
