@@ -341,7 +341,7 @@ class Scheduler:
             [State.RUNNING],
             State.DONE,
             results=str(made.results),
-            summary=made.summary,
+            summary=summary.in_brief(made.summary),
             frames=frames,
             message=problems,
         )

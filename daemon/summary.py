@@ -21,6 +21,7 @@ from stages.jobs import JobOutcome
 SUMMARY = "summary.json"
 FRAMES = "frames.msgpack"
 VERSION = 1
+MOST_LISTED = 100
 PACKAGES = ("ai-edge-litert", "av", "msgpack", "numpy", "opencv-python", "pyzmq", "scipy", "torch")
 """Packages whose version can change results."""
 _CHUNK = 1 << 20
@@ -108,6 +109,18 @@ def _version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def in_brief(content: Mapping[str, Any]) -> dict[str, Any]:
+    """A summary whose lists end after `MOST_LISTED` entries, for job maps: of those a reply holds many. ``left_out``
+    counts what is missing of which; ``summary.json`` has it."""
+    brief = dict(content)
+    left_out = {}
+    for name, value in content.items():
+        if isinstance(value, list) and len(value) > MOST_LISTED:
+            brief[name] = value[:MOST_LISTED]
+            left_out[name] = len(value) - MOST_LISTED
+    return {**brief, "left_out": left_out} if left_out else brief
 
 
 def write_summary(folder: Path, content: Mapping[str, Any]) -> Path:

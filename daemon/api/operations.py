@@ -220,11 +220,15 @@ class Operations:
         )
 
     def _retry(self, job: str) -> StoredJob:
-        moved = self._port.retry(job)
-        if moved is None:
-            state = self._find(job).state.value
-            raise ApiError("wrong-state", f"{job} is {state}: only a failed or cancelled job can be queued again")
-        return moved
+        """A job that is in the queue or in work stays as it is: its client may have lost the answer, and asks again."""
+        if (moved := self._port.retry(job)) is not None:
+            return moved
+        found = self._find(job)
+        if found.state is State.DONE:
+            raise ApiError("wrong-state", f"{job} is done: submit its video again, with recompute, to compute anew")
+        if found.state.final:
+            raise ApiError("busy", f"{job} is {found.state.value}, but what was in work has not ended yet: ask again")
+        return found
 
     # -- results -----------------------------------------------------------------------------------------
 

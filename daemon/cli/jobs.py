@@ -313,8 +313,7 @@ Examples:
   poseward retry 3fa2 --wait
 
 \b
-Exit codes: 0 queued, or with --wait done; 1 it failed again; 2 it is neither failed nor cancelled, there is no
-such job, or no daemon."""
+Exit codes: 0 queued, or with --wait done; 1 it failed again; 2 it is done, there is no such job, or no daemon."""
 )
 @click.argument("jobs", nargs=-1, required=True, metavar="JOB…")
 @click.option("--wait", "waiting", is_flag=True, help="Wait until all are done.")

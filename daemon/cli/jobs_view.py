@@ -169,7 +169,8 @@ def _frames(job: Mapping[str, Any], summary: Mapping[str, Any]) -> str | None:
     if "tracks" in summary:
         parts.append(counted(summary["tracks"], "track"))
     if failed := summary.get("failed_frames"):
-        parts.append(f"{len(failed)} failed (summary.json says why)")
+        count = len(failed) + summary.get("left_out", {}).get("failed_frames", 0)
+        parts.append(f"{count} failed (summary.json says why)")
     return ", ".join(parts)
 
 

@@ -71,6 +71,8 @@ export interface Job {
 export interface JobSummary {
   frames: number;
   tracks: number;
+  /** How many entries are missing of lists that were longer than 100; `results` has all. */
+  left_out?: Record<string, number>;
   [more: string]: unknown;
 }
 
