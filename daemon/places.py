@@ -14,14 +14,16 @@ What "the same content" is, is said by a hash and not by a path.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import json
 import os
 import re
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +64,8 @@ class Place:
     resumed: bool = False
     done: bool = False
     """The results are there already; nothing is to be done, and nothing is locked."""
+    replaces: bool = False
+    """Finished results of the same content may give way to the new ones."""
     notes: list[str] = field(default_factory=list)
     lock: int = -1
 
@@ -74,7 +78,8 @@ class Place:
         """Bring ``frames.msgpack`` and the summary into place; returns the results folder.
 
         Raises:
-            OSError: the disk is full or the folder cannot be written. The work folder is then still there.
+            OSError: the disk is full, the folder cannot be written, or something has come to stand where the results
+                belong. The work folder is then still there.
         """
         finished = self.work / FINISHED
         finished.mkdir(exist_ok=True)
@@ -87,20 +92,25 @@ class Place:
         try:
             finished.rename(self.results)
         except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
                 raise
+            if not self.replaces or self.results.is_symlink() or not _is_of(self.results, self.identity):
+                message = "something else has come to stand there meanwhile: move it away, and resume"
+                raise FileExistsError(errno.EEXIST, message, str(self.results)) from None
+            shutil.rmtree(old, ignore_errors=True)  # left by a kill when something was replaced before
             self.results.rename(old)
             finished.rename(self.results)
         sync_folder(self.results.parent)
         shutil.rmtree(old, ignore_errors=True)
-        self.release()
-        if not keep_work:
-            shutil.rmtree(self.work, ignore_errors=True)
+        if keep_work:
+            self.release()
+        else:
+            self.abandon()
         return self.results
 
     def abandon(self) -> None:
         """Remove the work folder: there is nothing in it to continue."""
-        shutil.rmtree(self.work, ignore_errors=True)
+        _remove(self.work)
         self.release()
 
     def release(self) -> None:
@@ -148,7 +158,8 @@ def choose(
         _restore_old(found)
         if _is_occupied(found, resume=resume, fresh=fresh):
             continue
-        if found.done or _take_work(found, relevant, resume=resume):
+        occupied = partial(_is_occupied, found, resume=resume, fresh=fresh)
+        if found.done or _take_work(found, relevant, resume=resume, occupied=occupied):
             return found
 
 
@@ -160,7 +171,7 @@ def claim(folder: Path, name: str, identity: Mapping[str, Any], relevant: Mappin
     Raises:
         OSError: the folder cannot be written.
     """
-    found = Place(name, folder / name, folder / f"{name}{WORK_SUFFIX}", identity)
+    found = Place(name, folder / name, folder / f"{name}{WORK_SUFFIX}", identity, replaces=True)
     _restore_old(found)
     try:
         taken = _take_work(found, relevant, resume=True)
@@ -187,19 +198,17 @@ def _is_occupied(found: Place, *, resume: bool, fresh: bool) -> bool:
     """Whether the results folder stands in the way; sets ``done`` where it holds what is wanted."""
     if not found.results.exists() and not found.results.is_symlink():
         return False
+    link = found.results.is_symlink()  # nothing can be renamed onto it
     if not (found.results / SUMMARY).is_file():
-        if found.results.is_dir() and not any(found.results.iterdir()):
+        if not link and found.results.is_dir() and not any(found.results.iterdir()):
             return False
         found.notes.append(f"{found.results} holds something else and is left alone")
         return True
-    try:
-        same = read_summary(found.results)["input"]["sha256"] == found.identity["sha256"]
-    except (SummaryError, KeyError, TypeError):
-        same = False
-    if not same:
+    if not _is_of(found.results, found.identity):
         found.notes.append(f"{found.results} holds the results of another video and is left alone")
         return True
-    if fresh:
+    if fresh and not link:
+        found.replaces = True
         return False
     if resume:
         found.done = True
@@ -210,18 +219,61 @@ def _is_occupied(found: Place, *, resume: bool, fresh: bool) -> bool:
     return True
 
 
-def _take_work(found: Place, relevant: Mapping[str, Any], *, resume: bool) -> bool:
-    """Lock the work folder and make it ready; False where it belongs to another run or video."""
-    found.work.mkdir(exist_ok=True)
-    descriptor = os.open(found.work / LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
+def _is_of(results: Path, identity: Mapping[str, Any]) -> bool:
+    """Whether a folder holds finished results of this content."""
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        found.notes.append(f"another run is working in {found.work}")
+        return bool(read_summary(results)["input"]["sha256"] == identity["sha256"])
+    except (SummaryError, KeyError, TypeError):
         return False
-    found.lock = descriptor
+
+
+def _lock(found: Place) -> bool:
+    """Lock the work folder; False where another run has it."""
+    while True:
+        found.work.mkdir(exist_ok=True)
+        try:
+            descriptor = os.open(found.work / LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
+        except FileNotFoundError:
+            continue  # who had it has just removed the folder
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(descriptor), os.stat(found.work / LOCK)):
+                found.lock = descriptor
+                return True
+        except BlockingIOError:
+            os.close(descriptor)
+            found.notes.append(f"another run is working in {found.work}")
+            return False
+        except FileNotFoundError:
+            pass
+        os.close(descriptor)  # it has been removed meanwhile, and guards nothing any more
+
+
+def _remove(work: Path) -> None:
+    """Remove a work folder, its lock last: until then nobody else can begin in it."""
+    with contextlib.suppress(OSError):
+        for entry in list(work.iterdir()):
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry, ignore_errors=True)
+            elif entry.name != LOCK:
+                entry.unlink(missing_ok=True)
+        (work / LOCK).unlink(missing_ok=True)
+        work.rmdir()
+
+
+def _take_work(
+    found: Place, relevant: Mapping[str, Any], *, resume: bool, occupied: Callable[[], bool] = lambda: False
+) -> bool:
+    """Lock the work folder and make it ready; False where it belongs to another run or video, or where another run
+    has put its results into place just before the lock was had."""
+    if not _lock(found):
+        return False
     owner = _read_owner(found.work)
+    if occupied() or found.done:
+        if owner is None:
+            _remove(found.work)
+        found.release()
+        return found.done
     if owner is not None and owner.get("sha256") != found.identity["sha256"]:
         found.notes.append(f"{found.work} is left from another video; resume that one, or remove the folder")
         found.release()

@@ -337,17 +337,16 @@ class Runner:
             try:
                 self._check_stop()
                 made = exporter(export, result.video, result.folder, progress)
+                result.summary["exports"][export] = {
+                    "files": [made.name],
+                    "seconds": round(time.monotonic() - began, 3),
+                }
+                summary.write_summary(result.folder, result.summary)
             except Interrupted:
                 return
             except Exception as error:  # noqa: BLE001  (an export must not take the results with it)
                 result.export_errors[export] = str(error) or type(error).__name__
                 self._log.error("export failed", job=result.name, export=export, error=repr(error))
-                continue
-            result.summary["exports"][export] = {
-                "files": [made.name],
-                "seconds": round(time.monotonic() - began, 3),
-            }
-            summary.write_summary(result.folder, result.summary)
 
     def _wait_for_exports(self) -> None:
         for future in self._exports:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import io
 import json
 import os
@@ -13,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -308,6 +310,117 @@ def test_killed_between_moving_frames_and_placing_the_folder(bench: Bench) -> No
     again = places.choose(bench.results, video, identity, {}, resume=True)
     assert (again.job / "frames.msgpack").read_text() == "frames"
     assert not (again.work / "finished").exists()
+
+
+def finished(place: places.Place, made_by: str) -> Path:
+    """Bring results into place that hold a text."""
+    (place.job / "frames.msgpack").write_text(made_by)
+    return place.finish({"poseward": 1, "input": dict(place.identity), "made_by": made_by})
+
+
+def test_what_has_come_to_stand_there_meanwhile_is_not_removed(bench: Bench) -> None:
+    video = bench.video("clip.mp4", "a")
+    identity = summary.identify(video)
+    place = places.choose(bench.results, video, identity, {})
+    (bench.results / "clip").mkdir()
+    (bench.results / "clip" / "notes.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="move it away, and resume"):
+        finished(place, "a")
+    place.release()
+    assert (bench.results / "clip" / "notes.txt").read_text() == "mine"
+    (bench.results / "clip").rename(bench.results / "elsewhere")
+    again = places.choose(bench.results, video, identity, {}, resume=True)
+    assert (again.job / "frames.msgpack").read_text() == "a"
+    assert again.finish({"poseward": 1, "input": identity}) == bench.results / "clip"
+
+
+def test_results_that_came_while_a_run_waited_for_its_folder_are_left_alone(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between looking whether a name is free and having its lock, another run may finish."""
+    video, other = bench.video("a/clip.mp4", "a"), bench.video("b/clip.mp4", "b")
+    first = places.choose(bench.results, video, summary.identify(video), {})
+    look = places._lock
+
+    def late(place: places.Place) -> bool:
+        if first.lock >= 0:
+            finished(first, "a")
+        return look(place)
+
+    monkeypatch.setattr(places, "_lock", late)
+    second = places.choose(bench.results, other, summary.identify(other), {})
+    assert second.name == "clip-2" and finished(second, "b").name == "clip-2"
+    assert bench.frames("clip") == "a" and bench.frames("clip-2") == "b"
+    assert bench.names() == ["clip", "clip-2"]
+
+
+def test_a_work_folder_is_not_removed_under_who_has_just_locked_it(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    video = bench.video("clip.mp4", "a")
+    identity = summary.identify(video)
+    first = places.choose(bench.results, video, identity, {})
+    came: list[places.Place] = []
+    release = places.Place.release
+
+    def and_next(place: places.Place) -> None:
+        release(place)
+        if not came:
+            came.append(places.choose(bench.results, video, identity, {}, fresh=True))
+
+    monkeypatch.setattr(places.Place, "release", and_next)
+    finished(first, "a")
+    assert came[0].name == "clip" and came[0].job.is_dir() and (came[0].work / "owner.json").is_file()
+
+
+def test_a_lock_file_that_was_removed_guards_nothing(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    video = bench.video("clip.mp4", "a")
+    flock, removed = fcntl.flock, []
+
+    def and_removed(descriptor: int, how: int) -> None:
+        if not removed:
+            removed.append((bench.results / "clip.poseward-work" / "lock").unlink())
+        flock(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", and_removed)
+    place = places.choose(bench.results, video, summary.identify(video), {})
+    assert os.path.samestat(os.fstat(place.lock), os.stat(place.work / "lock"))
+
+
+def test_what_an_interrupted_replacing_left_hinders_no_later_one(bench: Bench) -> None:
+    video = bench.video("clip.mp4", "a")
+    bench.runner().run([video])
+    (bench.results / ".clip.poseward-old").mkdir()
+    (bench.results / ".clip.poseward-old" / "frames.msgpack").write_text("old")
+    [result] = bench.runner(fresh=True).run([video])
+    assert result.error is None and sorted(p.name for p in bench.results.iterdir()) == ["clip"]
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_link_where_results_belong_is_left_alone(bench: Bench, fresh: bool, tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    bench.results.mkdir(parents=True, exist_ok=True)
+    (bench.results / "clip").symlink_to(tmp_path / "disk")
+    [result] = bench.runner(fresh=fresh).run([bench.video("clip.mp4", "a")])
+    assert result.error is None and result.folder == bench.results / "clip-2"
+    assert (bench.results / "clip").is_symlink() and not list((tmp_path / "disk").iterdir())
+
+
+def test_a_disk_that_fills_with_an_export_fails_the_export_alone(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner = bench.runner(exports=("overlay",))
+    video = bench.video("clip.mp4", "a")
+    write = summary.write_summary
+
+    def full(folder: Path, content: Any) -> Path:
+        if content.get("exports"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(folder, content)
+
+    monkeypatch.setattr(summary, "write_summary", full)
+    [result] = runner.run([video])
+    assert result.error is None and "No space left" in result.export_errors["overlay"]
 
 
 def test_killed_in_the_middle_of_replacing_results(bench: Bench) -> None:

@@ -225,9 +225,13 @@ class Operations:
             return moved
         found = self._find(job)
         if found.state is State.DONE:
-            raise ApiError("wrong-state", f"{job} is done: submit its video again, with recompute, to compute anew")
+            raise ApiError(
+                "wrong-state", f"{job} is done: submit its video again, with recompute, to compute anew"
+            )
         if found.state.final:
-            raise ApiError("busy", f"{job} is {found.state.value}, but what was in work has not ended yet: ask again")
+            raise ApiError(
+                "busy", f"{job} is {found.state.value}, but what was in work has not ended yet: ask again"
+            )
         return found
 
     # -- results -----------------------------------------------------------------------------------------

@@ -60,7 +60,7 @@ def export(name: str, folder: Path, video: Path | None, loaded: Loaded) -> None:
     from rich.console import Console
     from rich.progress import Progress
 
-    from daemon.summary import SummaryError, read_summary, write_summary
+    from daemon.summary import SummaryError, identify, read_summary, write_summary
     from stages.protocols import ConfigurationError
 
     try:
@@ -69,6 +69,14 @@ def export(name: str, folder: Path, video: Path | None, loaded: Loaded) -> None:
     except (SummaryError, ConfigurationError) as error:
         raise click.ClickException(str(error)) from error
     source = video or Path(summary["input"]["path"])
+    try:
+        same = identify(source)["sha256"] == summary["input"]["sha256"]
+    except (OSError, KeyError) as error:
+        raise click.ClickException(f"{source}: {error}; --video names it where it is now") from error
+    if not same:
+        raise click.ClickException(
+            f"{source} is not the video that {folder} holds the results of (it has other content): --video names that"
+        )
     with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task(name, total=summary["frames"])
         try:

@@ -26,6 +26,13 @@ LARGEST = 1 << 28
 """Pixels: the pipeline has worked on this input already, so its limits hold."""
 
 
+class OtherInputError(Exception):
+    """The input is not the one that the results are of."""
+
+    def __init__(self, source: Path, what: str) -> None:
+        super().__init__(f"{source} is {what}, and not what the results are of; name the right one by --video")
+
+
 def write_overlay(
     source: Path, results: Path, folder: Path, *, progress: Progress = lambda done: None, options: Any = None
 ) -> Path:
@@ -43,11 +50,16 @@ def write_overlay(
     Raises:
         SourceError: the input cannot be read any more.
         ResultsError: the results cannot be read.
+        OtherInputError: the input is not the one that the results are of.
+        OSError: the picture cannot be written.
     """
     opened = open_source(source, max_pixels=LARGEST)
     try:
         with read_results(results) as found:
-            pictures = _pictures(opened.frames(), found, options or {}, progress)
+            size, expected = (opened.info.width, opened.info.height), (found.header.width, found.header.height)
+            if size != expected:
+                raise OtherInputError(source, f"{size[0]}x{size[1]}, not {expected[0]}x{expected[1]}")
+            pictures = _pictures(source, opened.frames(), found, options or {}, progress)
             if opened.info.kind == "image":
                 return _write_image(folder / "overlay.png", pictures)
             return _write_video(folder / "overlay.mp4", pictures, found.header)
@@ -74,7 +86,7 @@ def draw_record(image: U8, record: FrameRecord, header: Header, body: Callable[[
 
 
 def _pictures(
-    frames: Iterator[Decoded], results: Results, options: Any, progress: Progress
+    source: Path, frames: Iterator[Decoded], results: Results, options: Any, progress: Progress
 ) -> Iterator[tuple[float, U8]]:
     header = results.header
     bodies: list[BodyModel] = []
@@ -85,7 +97,9 @@ def _pictures(
         return bodies[0]
 
     blank = np.zeros((header.height, header.width, 3), np.uint8)
-    for decoded, record in zip(frames, results, strict=False):
+    for record in results:
+        if (decoded := next(frames, None)) is None:
+            raise OtherInputError(source, f"of {record.frame} frames")
         image = blank if decoded.image is None else decoded.image
         yield decoded.time, draw_record(image, record, header, body)
         progress(decoded.index + 1)
@@ -94,14 +108,19 @@ def _pictures(
 def _write_image(path: Path, pictures: Iterator[tuple[float, U8]]) -> Path:
     beside = path.with_suffix(".part.png")
     for _, picture in pictures:
-        cv2.imwrite(str(beside), picture)
-        beside.replace(path)
+        try:
+            if not cv2.imwrite(str(beside), picture):
+                raise OSError(f"{path} cannot be written: is there room on that disk?")
+            beside.replace(path)
+        finally:
+            beside.unlink(missing_ok=True)
     return path
 
 
 def _write_video(path: Path, pictures: Iterator[tuple[float, U8]], header: Header) -> Path:
     beside = path.with_suffix(".part.mp4")
-    width, height = header.width // 2 * 2, header.height // 2 * 2  # the codec halves the colour planes
+    # The codec halves the colour planes.
+    width, height = max(2, header.width // 2 * 2), max(2, header.height // 2 * 2)
     try:
         with av.open(str(beside), "w") as container:
             stream: Any = container.add_stream(_encoder(), rate=Fraction(header.fps or 30).limit_denominator(1001))
@@ -110,6 +129,9 @@ def _write_video(path: Path, pictures: Iterator[tuple[float, U8]], header: Heade
             if stream.codec_context.name == "libx264":
                 stream.options = {"crf": "20", "preset": "veryfast"}
             for time, picture in pictures:
+                missing = max(0, height - len(picture)), max(0, width - picture.shape[1])
+                if any(missing):
+                    picture = np.pad(picture, ((0, missing[0]), (0, missing[1]), (0, 0)), mode="edge")
                 frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture[:height, :width]), format="bgr24")
                 frame.pts = round(time / TIME_BASE)
                 frame.time_base = TIME_BASE
