@@ -253,7 +253,7 @@ def _validate(key: str, leaf: Leaf, entry: Entry) -> Any:
     if name in _RANGES:
         kind = Annotated[kind, _RANGES[name]]
     try:
-        value = TypeAdapter(kind, config=ConfigDict(strict=True)).validate_python(value)
+        value = TypeAdapter(kind, config=ConfigDict(strict=True, allow_inf_nan=False)).validate_python(value)
     except ValidationError as error:
         raise _wrong(key, entry, error) from error
     if key in _CHOICES and value not in _CHOICES[key]:

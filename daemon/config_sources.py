@@ -33,13 +33,13 @@ class Entry:
 
 def read_file(file: Path, tables: Collection[str]) -> dict[str, Entry]:
     try:
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8-sig")  # Windows' Notepad puts a mark before it
         tree = tomllib.loads(text)
     except OSError as error:
         raise ConfigError(f"{file}: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{file}: not UTF-8 text: {error}") from error
-    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{file}: not UTF-8 text: {error}; save it as UTF-8") from error
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError, and numbers of thousands of digits
         raise ConfigError(f"{file}: not valid TOML: {error}") from error
     lines = _line_numbers(text)
     entries = {}
@@ -109,6 +109,7 @@ def read_sets(sets: Sequence[str]) -> dict[str, Entry]:
 def parse_toml(text: str) -> Any:
     """A TOML value; text that is none stands for itself."""
     try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except (tomllib.TOMLDecodeError, KeyError):
+        found = tomllib.loads(f"value = {text}")
+    except (ValueError, RecursionError):
         return text
+    return found["value"] if list(found) == ["value"] else text

@@ -214,3 +214,33 @@ def test_strange_flags_are_refused_by_name(items: dict[str, str]) -> None:
         load(environ={}, sets=sets)
     except ConfigError as error:
         assert "--set" in str(error)
+
+
+@pytest.mark.parametrize("setting", ["stages.deadlines.working=inf", "retention.results_days=inf", "drop.settle=nan"])
+def test_what_is_not_finite_is_no_limit(setting: str) -> None:
+    with pytest.raises(ConfigError, match=setting.partition("=")[0]):
+        load(environ={}, sets=[setting])
+
+
+def test_files_as_windows_writes_them(tmp_path: Path) -> None:
+    file = tmp_path / "poseward.toml"
+    file.write_bytes(b"\xef\xbb\xbf[stages]\r\nslots = 6\r\n")
+    assert load(file, environ={}).settings.stages.slots == 6
+    file.write_text("[stages]\nslots = 6\n", encoding="utf-16")
+    with pytest.raises(ConfigError, match="save it as UTF-8"):
+        load(file, environ={})
+
+
+def test_what_python_cannot_read_is_named_and_not_a_traceback(tmp_path: Path) -> None:
+    file = tmp_path / "poseward.toml"
+    for text in (f"slots = {'9' * 5000}", f"slots = {'[' * 5000}"):
+        file.write_text(f"[stages]\n{text}\n")
+        with pytest.raises(ConfigError, match=re.escape(str(file))):
+            load(file, environ={})
+        with pytest.raises(ConfigError, match=r"stages\.slots"):
+            load(environ={}, sets=[f"stages.{text.replace(' ', '')}"])
+
+
+def test_one_setting_is_one_setting() -> None:
+    with pytest.raises(ConfigError, match=r"stages\.slots"):
+        load(environ={}, sets=["stages.slots=8\nfoo=3"])

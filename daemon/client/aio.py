@@ -226,6 +226,8 @@ class AsyncClient:
                 offset, total = 0, None
                 while total is None or offset < total:
                     found = await self._ask("file", job=job, name=name, offset=offset)
+                    if total not in (None, found["total"]):
+                        raise ClientError("results-gone", f"{name} of {job} has been replaced: fetch it again")
                     offset, total = offset + file.write(found["blob"]), found["total"]
                     if not found["blob"] and offset < total:
                         raise ClientError("results-gone", f"{name} of {job} ends at {offset} of {total} bytes")

@@ -12,6 +12,7 @@ const LONG = 10_000; // of one `wait` or `frames` request
 const OFTEN = 1_000; // of one whose progress is shown: phases change without a frame
 const LONGEST = 600_000; // that the daemon waits, whatever it is asked
 const SMALL = 1 << 20; // bytes that no daemon refuses as a message
+const STUCK = 8; // chunks on end after which an upload has not come further
 const FINAL = new Set(["done", "failed", "cancelled"]);
 
 /** Where a daemon of this user answers, unless it is configured otherwise. */
@@ -24,7 +25,6 @@ export class Client {
   #link;
   #events;
   #eventsAddress;
-  #limits = null;
 
   constructor({ address = defaultAddress(), events, patience = 30_000, resend = 5_000, curve } = {}) {
     this.address = address;
@@ -45,9 +45,7 @@ export class Client {
   // -- jobs ------------------------------------------------------------------------------------------
 
   async hello(options) {
-    const found = await this.#ask("hello", {}, options);
-    this.#limits = found.limits;
-    return found;
+    return this.#ask("hello", {}, options);
   }
 
   async submit({ path, upload, name, key, priority, exports: wanted, recompute }, options) {
@@ -61,9 +59,10 @@ export class Client {
     const handle = await open(file);
     try {
       const { size, sha256 } = await digest(handle, options.signal);
-      const { chunk } = await this.#known(options);
+      const { chunk } = (await this.hello(options)).limits;
       let state = await this.#ask("upload", { name, size, sha256 }, options);
       const { upload } = state;
+      let [furthest, stuck] = [state.offset, 0];
       while (!state.complete) {
         const { offset } = state;
         onProgress(offset, size);
@@ -75,6 +74,12 @@ export class Client {
         // Before it answers the last one, the daemon reads the whole file again.
         const wait = offset + bytesRead === size ? LONGEST : 0;
         state = await this.#ask("chunk", { upload, offset }, { ...options, wait, blob: buffer });
+        // A chunk may have to be sent again, but not for ever.
+        stuck = state.offset > furthest ? 0 : stuck + 1;
+        furthest = Math.max(furthest, state.offset);
+        if (stuck > STUCK && !state.complete) {
+          throw new PosewardError("upload-damaged", `${file}: the daemon has stayed at ${furthest} of ${size} bytes`);
+        }
       }
       onProgress(size, size);
       return upload;
@@ -142,9 +147,13 @@ export class Client {
     const beside = join(dirname(target), `.${basename(target)}.${randomBytes(4).toString("hex")}.part`);
     const handle = await open(beside, "wx");
     try {
-      for (let offset = 0, total = Infinity; offset < total; ) {
+      for (let offset = 0, total; total === undefined || offset < total; ) {
         const piece = await this.#link.ask("file", { job, name, offset }, options);
+        if (total !== undefined && piece.results.total !== total) {
+          throw new PosewardError("results-gone", `${name} of ${job} has been replaced: fetch it again`);
+        }
         ({ total } = piece.results);
+        if (!Number.isSafeInteger(total)) throw new PosewardError("internal", `the daemon told no length of ${name}`);
         if (piece.blob.length === 0 && offset < total) {
           throw new PosewardError("results-gone", `${name} of ${job} ends at ${offset} of ${total} bytes`);
         }
@@ -165,7 +174,7 @@ export class Client {
   async image(image, { vertices, timeout = 60_000, ...options } = {}) {
     const blob = typeof image === "string" || image instanceof URL ? await readFile(image) : image;
     if (blob.byteLength > SMALL) {
-      const { max_message: most } = await this.#known(options);
+      const { max_message: most } = (await this.hello(options)).limits;
       // The daemon would not answer, but close the connection.
       if (blob.byteLength > most) {
         throw new PosewardError("too-large", `an image of ${blob.byteLength} bytes; the daemon takes ${most} (api.max_message_mb)`);
@@ -194,16 +203,12 @@ export class Client {
   }
 
   async *events(topics = [""], options = {}) {
-    this.#eventsAddress ??= eventsAddress((await this.hello(options)).events, this.address);
-    yield* this.#events.listen(this.#eventsAddress, typeof topics === "string" ? [topics] : topics, options.signal);
+    const address = this.#eventsAddress ?? eventsAddress((await this.hello(options)).events, this.address);
+    yield* this.#events.listen(address, typeof topics === "string" ? [topics] : topics, options.signal);
   }
 
   async #ask(op, values, options) {
     return (await this.#link.ask(op, values, options)).results;
-  }
-
-  async #known(options) {
-    return this.#limits ?? (await this.hello(options)).limits;
   }
 }
 

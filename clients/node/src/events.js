@@ -1,7 +1,7 @@
 // The daemon's events.
 import { Subscriber } from "zeromq";
 
-import { aborted } from "./errors.js";
+import { aborted, closed } from "./errors.js";
 import { readEvent } from "./messages.js";
 import { connect, socketOptions } from "./sockets.js";
 
@@ -18,16 +18,19 @@ export function eventsAddress(told, requests) {
 export class Events {
   #curve;
   #sockets = new Set();
+  #closed = false;
 
   constructor(curve) {
     this.#curve = curve;
   }
 
   close() {
+    this.#closed = true;
     for (const socket of this.#sockets) socket.close();
   }
 
   async *listen(address, topics, signal) {
+    if (this.#closed) throw closed();
     if (signal?.aborted) throw aborted(signal);
     const socket = connect(Subscriber, socketOptions(this.#curve), address);
     const stop = () => socket.close();

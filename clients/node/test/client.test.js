@@ -10,7 +10,8 @@ import { eventsAddress } from "../src/events.js";
 import { FakeDaemon, together, until } from "./fake.js";
 import { test } from "./timed.js";
 
-const named = (code) => (error) => error instanceof PosewardError && error.code === code;
+const named = (code, text = /./) => (error) =>
+  error instanceof PosewardError && error.code === code && text.test(error.message);
 
 async function folder(t) {
   const path = await mkdtemp(join(tmpdir(), "pw-node-"));
@@ -216,8 +217,59 @@ test("an image is bytes or a path, and too large a one is not sent", async (t) =
     assert.deepEqual([asked.vertices, asked.timeout], [false, 2]);
     await client.image(new Uint8Array(2 << 20));
     await assert.rejects(client.image(new Uint8Array((2 << 20) + 1)), named("too-large"));
-    assert.deepEqual(daemon.heard.map((one) => one.op), ["image", "hello", "image"]);
+    assert.deepEqual(daemon.heard.map((one) => one.op), ["image", "hello", "image", "hello"]);
   });
+});
+
+test("a daemon that never comes further with an upload is named", async (t) => {
+  const file = join(await folder(t), "a.bin");
+  await writeFile(file, "content");
+  const answer = (asked, reply) =>
+    asked.op === "hello" ? reply({ limits: { chunk: 4 } }) : reply({ upload: "u", offset: 0, complete: false });
+  await together(answer, async (client, daemon) => {
+    await assert.rejects(client.upload(file), named("upload-damaged", /stayed at 0 of 7 bytes/));
+    assert.ok(daemon.heard.length < 20);
+  });
+});
+
+test("a file that is replaced while it is fetched is not mixed with the other", async (t) => {
+  const target = join(await folder(t), "a.bin");
+  const lengths = [100, 80];
+  const answer = (asked, reply) => reply({ total: lengths.shift() }, Buffer.alloc(50));
+  await together(answer, async (client) => {
+    await assert.rejects(client.download("j", "a.bin", target), named("results-gone", /has been replaced/));
+    await assert.rejects(readFile(target), { code: "ENOENT" });
+  });
+});
+
+test("limits and the address of events are those of the daemon that is there now", async (t) => {
+  const file = join(await folder(t), "a.bin");
+  await writeFile(file, "content");
+  const chunks = [4, 2];
+  const sizes = [];
+  let got = 0;
+  const answer = (asked, reply, more) => {
+    if (asked.op === "hello") return reply({ limits: { chunk: chunks.shift() } });
+    if (asked.op === "upload") got = 0;
+    else sizes.push(more.blob.length);
+    got += more?.blob?.length ?? 0;
+    return reply({ upload: "u", offset: got, complete: got === 7 });
+  };
+  await together(answer, async (client) => {
+    await client.upload(file);
+    await client.upload(file);
+    assert.deepEqual(sizes, [4, 3, 2, 2, 2, 1]);
+  });
+});
+
+test("a closed client has no events to wait for", async () => {
+  await together(() => undefined, async (client) => {
+    await client.close();
+    await assert.rejects(client.events().next(), named("closed"));
+  });
+  const known = new Client({ address: "ipc:///tmp/none.sock", events: "ipc:///tmp/none-events.sock" });
+  await known.close();
+  await assert.rejects(known.events().next(), named("closed"));
 });
 
 test("events come as they are, whatever else comes, until the client is closed", async () => {
