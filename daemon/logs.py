@@ -106,6 +106,10 @@ class RotatingFile:
                 for number in range(PARTS - 1, 0, -1):
                     with contextlib.suppress(FileNotFoundError):
                         self._numbered(number - 1).rename(self._numbered(number))
+        with contextlib.suppress(OSError):
+            # Where nothing can be renamed, old lines are lost: the bound was promised.
+            if os.path.samestat(os.fstat(self._fd), os.stat(self.path)):
+                os.ftruncate(self._fd, 0)
         fresh = self._open()
         os.close(self._fd)
         self._fd = fresh

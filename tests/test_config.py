@@ -216,7 +216,9 @@ def test_strange_flags_are_refused_by_name(items: dict[str, str]) -> None:
         assert "--set" in str(error)
 
 
-@pytest.mark.parametrize("setting", ["stages.deadlines.working=inf", "retention.results_days=inf", "drop.settle=nan"])
+@pytest.mark.parametrize(
+    "setting", ["stages.deadlines.working=inf", "retention.results_days=inf", "drop.settle=nan"]
+)
 def test_what_is_not_finite_is_no_limit(setting: str) -> None:
     with pytest.raises(ConfigError, match=setting.partition("=")[0]):
         load(environ={}, sets=[setting])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -264,3 +265,18 @@ def test_a_port_held_by_a_daemon_that_cannot_be_asked(short: Path) -> None:
         process.stdin.close()
     assert worst(found).severity is OK
     assert any(f"({process.pid})" in finding.found for finding in found)
+
+
+def test_who_has_no_time_to_answer_listens_all_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    with contextlib.ExitStack() as stack:
+        busy = stack.enter_context(socket.socket(socket.AF_UNIX))
+        busy.bind(str(path))
+        busy.listen(0)
+        for _ in range(8):  # until its queue is full
+            asker = stack.enter_context(socket.socket(socket.AF_UNIX))
+            asker.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                asker.connect(str(path))
+        assert api._listens(f"ipc://{path}")
+    assert not api._listens(f"ipc://{path}")

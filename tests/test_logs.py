@@ -53,6 +53,15 @@ def test_rotation_keeps_the_latest_lines_whole_and_within_the_bound(tmp_path: Pa
     assert path.stat().st_mode & 0o007 == 0, "names of files are nobody else's business"
 
 
+def test_the_bound_holds_where_nothing_can_be_renamed(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    (tmp_path / "log.1" / "in the way").mkdir(parents=True)
+    file = RotatingFile(path, 8000)
+    for number in range(400):
+        file.write(f"line {number:06} {'x' * 80}\n")
+    assert path.stat().st_size <= 8000 and path.read_text().endswith(f"line 000399 {'x' * 80}\n")
+
+
 def test_several_writers_lose_nothing_while_files_rotate(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     files = [RotatingFile(path, 400_000) for _ in range(4)]

@@ -217,6 +217,7 @@ def _bind(host: str, port: int) -> int | None:
 
 
 def _listens(address: str) -> bool:
+    """Whether somebody does: also who has no time to answer, or does not let us in."""
     kind, _, rest = address.partition("://")
     try:
         if kind == "ipc":
@@ -224,7 +225,10 @@ def _listens(address: str) -> bool:
                 return False
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asker:
                 asker.settimeout(1.0)
-                asker.connect(rest)
+                try:
+                    asker.connect(rest)
+                except (BlockingIOError, TimeoutError, PermissionError):
+                    return True
         else:
             host, _, port = rest.rpartition(":")
             with socket.create_connection((host.strip("[]").replace("*", "127.0.0.1"), int(port)), 1.0):
