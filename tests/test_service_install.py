@@ -7,6 +7,7 @@ import os
 import pwd
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -288,6 +289,21 @@ def test_install_again_change_and_uninstall(fake: Fake) -> None:
     assert fake.asked() == [f"systemctl disable --now {NAME}", "systemctl daemon-reload"]
     assert not file.exists() and (fake.folder / "state").is_dir() and list(file.parent.iterdir()) == []
     assert uninstall_steps(machine, False) == []
+
+
+@pytest.mark.parametrize("after", ["writing", "daemon-reload"])
+def test_an_installation_that_was_interrupted_is_gone_on_with(fake: Fake, after: str) -> None:
+    machine = fake.machine(os.getuid())
+    sets = (f"daemon.state={fake.folder}/state", f"results.folder={fake.folder}/results")
+    do(install_steps(plan(fake, *sets), machine))
+    found = plan(fake, *sets)
+    shown = fake.bin / "shown"
+    now = time.monotonic()
+    shown.write_text(f"NeedDaemonReload=no\nActiveEnterTimestampMonotonic={(now + 5) * 1e6:.0f}\n")
+    assert install_steps(found, machine) == []
+    needs, started = ("yes", now + 5) if after == "writing" else ("no", now - 50)
+    shown.write_text(f"NeedDaemonReload={needs}\nActiveEnterTimestampMonotonic={started * 1e6:.0f}\n")
+    assert do(install_steps(found, machine)) == ["systemctl daemon-reload", f"systemctl restart {NAME}"]
 
 
 def test_somebody_elses_unit_is_left_alone(fake: Fake) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,10 +121,11 @@ def install_steps(plan: Plan, machine: Machine, *, force: bool = False) -> list[
     ]
     if old != text:
         steps.append(Step(f"write {file}", lambda: _write(file, text)))
+    if old != text or _is_behind(machine, user_unit, file):
         steps.append(_systemctl_step(machine, user_unit, "daemon-reload"))
     if not _is(machine, user_unit, "is-enabled"):
         steps.append(_systemctl_step(machine, user_unit, "enable", NAME))
-    if old != text or steps or not _is(machine, user_unit, "is-active"):
+    if steps or not _is(machine, user_unit, "is-active"):
         # Starts it where it does not run. Jobs in work go on where they were.
         steps.append(_systemctl_step(machine, user_unit, "restart", NAME))
     return steps
@@ -190,6 +192,19 @@ def _is(machine: Machine, user_unit: bool, question: str) -> bool:
     except ServiceError:
         return False
     return True
+
+
+def _is_behind(machine: Machine, user_unit: bool, file: Path) -> bool:
+    """Whether the service runs by an older unit than the one that stands there: an installation was interrupted."""
+    wanted = "NeedDaemonReload,ActiveEnterTimestampMonotonic"
+    try:
+        shown = systemctl(machine, user_unit, "show", NAME, "--property", wanted)
+        found = dict(line.split("=", 1) for line in shown.splitlines() if "=" in line)
+        started = int(found.get("ActiveEnterTimestampMonotonic") or 0) / 1e6
+        written = time.monotonic() - (time.time() - file.stat().st_mtime)
+    except (ServiceError, OSError, ValueError):
+        return False
+    return found.get("NeedDaemonReload") == "yes" or 0 < started < written
 
 
 def _systemctl_step(machine: Machine, user_unit: bool, *words: str) -> Step:
