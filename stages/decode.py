@@ -19,7 +19,7 @@ from stages.recovery import WHOLE_JOB
 from stages.ring import Ring, SlotEntry
 from stages.source import Decoded, Source, SourceError, open_source
 from stages.start import StageConfig
-from stages.wire import EndMessage, FrameMessage, pack
+from stages.wire import EndMessage, FrameMessage
 from supervisor.child import Link
 
 
@@ -274,18 +274,15 @@ class Decode:
         epoch = self._loop.epoch
         if pending.end is not None:
             pending.end.epoch = epoch
-            self._loop.send(pack(pending.end), pending.end.urgent)
+            self._loop.pass_on(pending.end)
             return
         reading = self._readings[pending.job]
         info = reading.source.info
         failed = Failure("decode", pending.failed) if pending.failed is not None else None
-        self._loop.send(
-            pack(
-                FrameMessage(
-                    epoch=epoch, job=pending.job, frame=pending.frame, time=pending.time, slot=pending.slot,
-                    generation=pending.generation, width=info.width, height=info.height, failed=failed,
-                    urgent=reading.urgent,
-                )
-            ),
-            reading.urgent,
+        self._loop.pass_on(
+            FrameMessage(
+                epoch=epoch, job=pending.job, frame=pending.frame, time=pending.time, slot=pending.slot,
+                generation=pending.generation, width=info.width, height=info.height, failed=failed,
+                urgent=reading.urgent,
+            )
         )  # fmt: skip

@@ -14,6 +14,7 @@ from typing import Any
 import zmq
 
 from stages.pipes import Receiver, Sender
+from stages.wire import Message, pack
 from supervisor.child import Link
 
 Control = Callable[[str, dict[str, Any]], None]
@@ -101,6 +102,10 @@ class StageLoop:
 
     def send(self, data: bytes, urgent: bool = False) -> None:
         (self._urgent if urgent else self._outbox).append(data)
+
+    def pass_on(self, message: Message) -> None:
+        """Send a message in its lane."""
+        self.send(pack(message), message.urgent)
 
     def flush(self) -> None:
         """Send what the pipe takes."""

@@ -8,6 +8,7 @@ from typing import Any
 from stages.jobs import StageEvent
 from stages.processes import stage_of
 from supervisor import events as ev
+from supervisor.exits import is_failed_import
 
 
 def in_words(event: ev.Event, jobs: Mapping[int, str]) -> StageEvent | None:
@@ -57,7 +58,7 @@ def report_map(report: ev.ExitReport, jobs: Mapping[int, str]) -> dict[str, Any]
 
 def with_way_out(process: str, report: ev.ExitReport) -> str:
     """Why a process has failed for good, and the setting where somebody else's interpreter is at fault."""
-    if "ImportError: " in report.reason or "ModuleNotFoundError: " in report.reason:
+    if is_failed_import(report):
         setting = f"stages.{stage_of(process)}.python"
         return f"{report.reason}; set {setting} to the interpreter that has what is needed"
     return report.reason.removeprefix("ConfigurationError: ")

@@ -141,20 +141,20 @@ class Worker:
         """Take the next message, or the next batch, off an inbox."""
         first = inbox[0]
         if isinstance(first, EndMessage) or first.failed is not None:
-            self._loop.send(pack(inbox.popleft()), first.urgent)
+            self._loop.pass_on(inbox.popleft())
             return
         reason = self._skipped.get((first.job, first.frame))
         if reason is not None:
             inbox.popleft()
             first.failed = Failure(self._stage, reason)
             first.detections = first.people = None
-            self._loop.send(pack(first), first.urgent)
+            self._loop.pass_on(first)
             return
         if self._is_found(first):
             inbox.popleft()
             found = self._found[first.job, first.frame]
             found.epoch = first.epoch
-            self._loop.send(pack(found), found.urgent)
+            self._loop.pass_on(found)
             self._link.send("worked", {"job": first.job, "count": 1, "seconds": 0.0})
             return
         batch = self._take_batch(inbox)

@@ -76,10 +76,14 @@ def classify(
     )  # fmt: skip
 
 
+def is_failed_import(report: ExitReport) -> bool:
+    """Whether a process ended since something could not be imported."""
+    return "ModuleNotFoundError: " in report.reason or "ImportError: " in report.reason
+
+
 def naming_interpreter(report: ExitReport, python: str) -> ExitReport:
     """What could not be imported is looked for in the wrong interpreter more often than it is missing."""
-    failed = "ModuleNotFoundError: " in report.reason or "ImportError: " in report.reason
-    if report.kind is not ExitKind.CONFIGURATION or not failed:
+    if report.kind is not ExitKind.CONFIGURATION or not is_failed_import(report):
         return report
     return replace(report, reason=f"{report.reason}, in {python}")
 

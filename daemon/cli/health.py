@@ -275,10 +275,11 @@ def drain(off: bool, waiting: bool, timeout: float | None, json_output: bool, co
         click.echo("jobs are begun again")
         return
     click.echo(f"draining; {running} running" + ("" if waiting or not running else ": --wait waits for them"))
-    if waiting and (code := _wait_until_idle(connection, timeout)):
+    if not waiting:
+        return
+    if code := _wait_until_idle(connection, timeout):
         sys.exit(code)
-    if waiting:
-        click.echo("nothing runs any more")
+    click.echo("nothing runs any more")
 
 
 def _wait_until_idle(connection: Connection, timeout: float | None) -> int:

@@ -202,27 +202,25 @@ class Lines:
         self._last = text
 
     def progress(self, name: str, done: int, total: int | None) -> None:
+        from stages.backends.download import size_text
+
         at, before = self._told
         now = self._now()
         if name != self._name or done < before:
             self._name = name
-            self.say(f"{name}: " + (f"{_size(total)} in all" if total is not None else "its size is not told"))
+            self.say(f"{name}: " + (f"{size_text(total)} in all" if total is not None else "its size is not told"))
         elif done == total:
             self.say(f"{name}: all of it is there")
         elif now - at < LINE_SECONDS:
             return
         else:
             rate = (done - before) / max(now - at, 1e-9)
-            text = f"{name}: {_size(done)}" + (f" of {_size(total)}" if total is not None else "")
+            text = f"{name}: {size_text(done)}" + (f" of {size_text(total)}" if total is not None else "")
             text += f", {rate / MEGABYTE:.1f} MB/s"
             if total is not None and rate > 0:
                 text += f", {_span((total - done) / rate)} to go"
             self.say(text)
         self._told = now, done
-
-
-def _size(count: int) -> str:
-    return f"{count / MEGABYTE:.0f} MB" if count >= MEGABYTE else f"{count} bytes"
 
 
 def _span(seconds: float) -> str:

@@ -60,6 +60,12 @@ def systemctl(machine: Machine, user_unit: bool, *words: str) -> str:
     return done.stdout
 
 
+def properties(machine: Machine, user_unit: bool, names: Sequence[str]) -> dict[str, str]:
+    """What systemd says of the service; raises as `systemctl` does."""
+    shown = systemctl(machine, user_unit, "show", NAME, "--property", ",".join(names))
+    return dict(line.split("=", 1) for line in shown.splitlines() if "=" in line)
+
+
 def check_systemd(machine: Machine, user_unit: bool) -> None:
     """Whether there is a systemd to talk to, and whether it will listen.
 
@@ -196,10 +202,8 @@ def _is(machine: Machine, user_unit: bool, question: str) -> bool:
 
 def _is_behind(machine: Machine, user_unit: bool, file: Path) -> bool:
     """Whether the service runs by an older unit than the one that stands there: an installation was interrupted."""
-    wanted = "NeedDaemonReload,ActiveEnterTimestampMonotonic"
     try:
-        shown = systemctl(machine, user_unit, "show", NAME, "--property", wanted)
-        found = dict(line.split("=", 1) for line in shown.splitlines() if "=" in line)
+        found = properties(machine, user_unit, ("NeedDaemonReload", "ActiveEnterTimestampMonotonic"))
         started = int(found.get("ActiveEnterTimestampMonotonic") or 0) / 1e6
         written = time.monotonic() - (time.time() - file.stat().st_mtime)
     except (ServiceError, OSError, ValueError):

@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from daemon.service.install import drop_ins, systemctl, unit_file
+from daemon.service.install import drop_ins, properties, unit_file
 from daemon.service.plan import Machine
 from daemon.service.units import NAME
 
@@ -81,23 +81,22 @@ def read_status(machine: Machine, user_unit: bool) -> Status:
     Raises:
         ServiceError: systemctl cannot be run.
     """
-    shown = systemctl(machine, user_unit, "show", NAME, "--property", ",".join(PROPERTIES))
-    properties = dict(line.split("=", 1) for line in shown.splitlines() if "=" in line)
-    if properties.get("LoadState") == "not-found":
+    found = properties(machine, user_unit, PROPERTIES)
+    if found.get("LoadState") == "not-found":
         other = "" if user_unit else " (--user asks for your own)"
         return Status(
-            "not installed", headline=f"not installed{other}: poseward service install", properties=properties
+            "not installed", headline=f"not installed{other}: poseward service install", properties=found
         )
-    state = properties.get("ActiveState", "unknown")
+    state = found.get("ActiveState", "unknown")
     user = "--user " if user_unit else ""
     return Status(
         state=state,
-        text=properties.get("StatusText", ""),
-        headline=_headline(properties, user),
-        cause=_cause(properties, user),
+        text=found.get("StatusText", ""),
+        headline=_headline(found, user),
+        cause=_cause(found, user),
         problems=_problems(machine, user_unit),
-        properties=properties,
-        notes=_notes(machine, user_unit, properties),
+        properties=found,
+        notes=_notes(machine, user_unit, found),
     )
 
 

@@ -182,7 +182,7 @@ class _Download:
         """Until the part is whole."""
         best, failures = self._have, 0
         if best:
-            self._view.say(f"{self._target.name}: going on after {_size(best)} that are there")
+            self._view.say(f"{self._target.name}: going on after {size_text(best)} that are there")
         while True:
             try:
                 self._attempt()
@@ -192,13 +192,13 @@ class _Download:
             best, failures = (self._have, 0) if self._have > best else (best, failures + 1)
             if failures >= self._patience.attempts:
                 kept = (
-                    f"{_size(self._have)} are kept, run it again to go on from there"
+                    f"{size_text(self._have)} are kept, run it again to go on from there"
                     if self._have
                     else "run it again"
                 )
                 raise FetchError(f"{self._url}: {reason}; {kept} (if this network needs a proxy, set https_proxy)")
             pause = min(self._patience.pause * 2 ** max(failures - 1, 0), LONGEST_PAUSE)
-            after = f" after {_size(self._have)}" if self._have else ""
+            after = f" after {size_text(self._have)}" if self._have else ""
             self._view.say(f"{self._target.name}: {reason}; going on{after} in {pause:.0f} s")
             sleep(pause)
 
@@ -282,7 +282,7 @@ class _Download:
             have += len(block)
             self._view.progress(self._target.name, have, total)
         if total is not None and have < total:
-            raise _AgainError(f"the connection ended early, {_size(total - have)} are missing")
+            raise _AgainError(f"the connection ended early, {size_text(total - have)} are missing")
 
     def _place(self, response: Any) -> tuple[int, int | None]:
         """Where in the file this answer begins, and the file's whole length where it says that."""
@@ -315,7 +315,7 @@ class _Download:
         missing = 0 if total is None else total - start
         free = shutil.disk_usage(self._target.parent).free + self._have - start
         if missing > free:
-            raise self._no_room(f"{_size(missing)} more are needed, {_size(free)} are free")
+            raise self._no_room(f"{size_text(missing)} more are needed, {size_text(free)} are free")
 
     def _write(self, block: bytes) -> None:
         rest = memoryview(block)
@@ -329,7 +329,7 @@ class _Download:
 
     def _no_room(self, why: str) -> FetchError:
         return FetchError(
-            f"no room in {self._target.parent}: {why}; {_size(self._have)} are kept: make room, and run it again"
+            f"no room in {self._target.parent}: {why}; {size_text(self._have)} are kept: make room, and run it again"
         )
 
     def _begin(self, version: str) -> None:
@@ -352,7 +352,8 @@ def _version(response: Any) -> str:
     return str(response.headers.get("Last-Modified", "")) or ("" if tag.startswith("W/") else tag)
 
 
-def _size(count: int) -> str:
+def size_text(count: int) -> str:
+    """``12 MB``; below one MB the very number, so that what is missing can be compared with what is there."""
     return f"{count / MEGABYTE:.0f} MB" if count >= MEGABYTE else f"{count} bytes"
 
 
