@@ -13,6 +13,7 @@ from daemon import results_folder
 from daemon.client import ClientError
 from daemon.results_folder import MARK, ResultsFolder
 from tests.daemons import PATIENCE, Daemon, until
+from tests.disks import disk_at
 from tests.harness import write_squares
 
 
@@ -59,20 +60,13 @@ def test_a_disk_that_cannot_be_marked_is_used_all_the_same(tmp_path: Path, own_d
     assert home.away() is None
 
 
-def mount(folder: Path) -> None:
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=20m", "poseward-test", folder], capture_output=True)
-    if made.returncode:
-        pytest.skip("this machine does not let tests mount a disk")
-
-
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
     folder = tmp_path / "disk"
     folder.mkdir()
-    mount(folder)
-    yield folder
-    subprocess.run(["umount", "-l", tmp_path / "results"], check=False, capture_output=True)
-    subprocess.run(["umount", "-l", folder], check=False, capture_output=True)
+    with disk_at(folder, "20m"):
+        yield folder
+        subprocess.run(["umount", "-l", tmp_path / "results"], check=False, capture_output=True)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a disk")

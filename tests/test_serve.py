@@ -16,6 +16,7 @@ import pytest
 from daemon.client import ClientError
 from stages.results import encode_record, read_results
 from tests.daemons import PATIENCE, Daemon, ended, until
+from tests.disks import disk_at
 from tests.harness import write_squares
 
 SLOW = 'stages.faults=["mesh:slow=0.03%1/1"]'
@@ -341,25 +342,17 @@ def test_a_full_disk_is_named_and_nothing_is_lost(tmp_path: Path, clip: Path, un
     results = tmp_path / "results"
     results.mkdir()
     # Less than the results need, and more than is taken before the first frame.
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=200k", "poseward-test", results], capture_output=True
-    )
-    if mounted.returncode:
-        pytest.skip("this machine does not let tests mount a disk")
-    try:
-        with Daemon(tmp_path) as daemon, daemon.client() as client:
-            job = client.wait(client.submit(clip)["id"], PATIENCE)
-            assert job["state"] == "failed" and job["error"] == "disk-full", (job, daemon.story())
-            assert "space" in job["message"] and str(results) in job["message"]
-            other = write_squares(tmp_path / "other.mp4", 5)
-            assert client.submit(other)["new"], "the daemon goes on"
-            subprocess.run(["mount", "-o", "remount,size=20m", results], check=True)
-            assert client.retry(job["id"])["state"] == "queued"
-            done = client.wait(job["id"], PATIENCE)
-            assert done["state"] == "done", (done, daemon.story())
-            assert (Path(done["results"]) / "frames.msgpack").read_bytes() == undisturbed
-    finally:
-        subprocess.run(["umount", "-l", results], check=False)
+    with disk_at(results, "200k"), Daemon(tmp_path) as daemon, daemon.client() as client:
+        job = client.wait(client.submit(clip)["id"], PATIENCE)
+        assert job["state"] == "failed" and job["error"] == "disk-full", (job, daemon.story())
+        assert "space" in job["message"] and str(results) in job["message"]
+        other = write_squares(tmp_path / "other.mp4", 5)
+        assert client.submit(other)["new"], "the daemon goes on"
+        subprocess.run(["mount", "-o", "remount,size=20m", results], check=True)
+        assert client.retry(job["id"])["state"] == "queued"
+        done = client.wait(job["id"], PATIENCE)
+        assert done["state"] == "done", (done, daemon.story())
+        assert (Path(done["results"]) / "frames.msgpack").read_bytes() == undisturbed
 
 
 def test_stopping_in_order_keeps_the_job_for_the_next_daemon(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import pytest
 from daemon.store import JobStore, State, StoreError, Submission
 from stages.jobs import JobDone, JobFailed, JobOutcome
 from tests.daemons import PATIENCE, Daemon
+from tests.disks import disk_at
 from tests.test_scheduler import Bench
 
 
@@ -143,12 +143,7 @@ def test_a_daemon_that_begins_on_a_full_disk_takes_up_its_jobs_when_there_is_roo
 def test_a_start_on_a_full_disk_is_one_that_systemd_tries_again(tmp_path: Path) -> None:
     state = tmp_path / "state"
     state.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=2m", "poseward-test", state], capture_output=True
-    )
-    if mounted.returncode:
-        pytest.skip("this machine does not let tests mount a disk")
-    try:
+    with disk_at(state, "2m"):
         JobStore(state).close()
         with (state / "fill").open("wb", buffering=0) as file, contextlib.suppress(OSError):
             while True:
@@ -156,5 +151,3 @@ def test_a_start_on_a_full_disk_is_one_that_systemd_tries_again(tmp_path: Path) 
         daemon = Daemon(tmp_path).start(wait=False)
         assert daemon.process is not None and daemon.process.wait(PATIENCE) == 1, daemon.story()
         assert "disk-full" in daemon.story() and "make room" in daemon.story()
-    finally:
-        subprocess.run(["umount", "-l", state], check=False)
