@@ -47,7 +47,7 @@ $(INSTALLED): pyproject.toml
 models: $(INSTALLED)
 	@$(BIN)/poseward models fetch
 
-demo/clip.mp4: daemon/demo_clip.py | $(INSTALLED)
+demo/clip.mp4: daemon/cli/demo_clip.py | $(INSTALLED)
 	@mkdir -p demo
 	$(BIN)/poseward demo-clip $@
 

@@ -28,8 +28,8 @@ from typing import Any
 
 from bench.memory import repeat
 from stages.backends.humans4d.options import PROFILES
-from stages.jobs import Job, JobDone, JobEvent, JobFailed, StageEvent
-from stages.pipeline import Pipeline
+from stages.owner.jobs import Job, JobDone, JobEvent, JobFailed, StageEvent
+from stages.owner.pipeline import Pipeline
 from stages.settings import PipelineSettings, StageSettings
 from supervisor.memory import DeviceMemory, Nvml
 from supervisor.spec import Deadlines
@@ -172,7 +172,7 @@ def weights(folder: Path, small: bool) -> dict[str, Any]:
         "options['vitdet_weights'] = str(folder / 'vitdet.pkl')\n"
         "synthetic.write_detector(folder / 'vitdet.pkl', detect.vitdet_config()); print(json.dumps(options))"
     )
-    command = ["-m", "tests.humans4d_small", str(folder)] if small else ["-c", code, str(folder)]
+    command = ["-m", "tests.backends.humans4d_small", str(folder)] if small else ["-c", code, str(folder)]
     ended = subprocess.run([sys.executable, *command], cwd=HERE, check=True, stdout=subprocess.PIPE, text=True)
     options: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])
     return options
@@ -221,8 +221,8 @@ def main() -> int:
                 env={"PYTHONPATH": os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH", "")]))},
             )  # fmt: skip
             settings = PipelineSettings(
-                backend="tests.humans4d_small" if given.small else "bench.humans4d_few", options=options, detect=stage,
-                mesh=stage, track=replace(stage, device="cpu"),
+                backend="tests.backends.humans4d_small" if given.small else "bench.humans4d_few", options=options,
+                detect=stage, mesh=stage, track=replace(stage, device="cpu"),
                 deadlines=Deadlines(importing=300, loading=600, warming=300, working=300),
             )  # fmt: skip
             clip = folder / "clip.mp4"

@@ -16,8 +16,8 @@ from pathlib import Path
 import av
 import psutil
 
-from stages.jobs import Job, JobDone, JobEvent, JobFailed
-from stages.pipeline import Pipeline
+from stages.owner.jobs import Job, JobDone, JobEvent, JobFailed
+from stages.owner.pipeline import Pipeline
 from stages.settings import PipelineSettings
 
 

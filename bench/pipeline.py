@@ -22,15 +22,15 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from stages.jobs import Job, JobDone, JobEvent, JobFailed, JobOpened
-from stages.pipeline import Pipeline
+from stages.owner.jobs import Job, JobDone, JobEvent, JobFailed, JobOpened
+from stages.owner.pipeline import Pipeline
 from stages.protocols import find_backend
 from stages.records import Detections, Frame, People
-from stages.results import ResultWriter
-from stages.ring import Ring
+from stages.results.stream import ResultWriter
 from stages.settings import PipelineSettings
 from stages.source import open_source
-from stages.wire import FrameMessage, pack, unpack
+from stages.transport.ring import Ring
+from stages.transport.wire import FrameMessage, pack, unpack
 
 Sample = tuple[Any, Detections, People]
 """A frame's image and what detect and mesh made of it."""

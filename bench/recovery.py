@@ -25,8 +25,8 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.memory import repeat
-from stages.jobs import Job, JobDone, JobEvent, JobFailed, StageEvent
-from stages.pipeline import Pipeline
+from stages.owner.jobs import Job, JobDone, JobEvent, JobFailed, StageEvent
+from stages.owner.pipeline import Pipeline
 from stages.settings import STAGES, PipelineSettings
 from supervisor.spec import RestartPolicy
 

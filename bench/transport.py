@@ -27,9 +27,9 @@ import zmq
 from rich.console import Console
 from rich.table import Table
 
-from stages.pipes import Receiver, Sender
-from stages.ring import Ring
-from stages.wire import FrameMessage, pack, unpack
+from stages.transport.pipes import Receiver, Sender
+from stages.transport.ring import Ring
+from stages.transport.wire import FrameMessage, pack, unpack
 
 SHAPE = (1080, 1920, 3)
 IN_FLIGHT = 4

@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from daemon import logs, places, summary
-from daemon.config import Loaded
-from stages.jobs import Job, JobDone, JobEvent, JobFailed, JobOpened, JobOutcome, JobProgress, StageEvent
+from daemon.jobs import places, summary
+from daemon.settings.loading import Loaded
+from daemon.telemetry import logs
+from stages.owner.jobs import Job, JobDone, JobEvent, JobFailed, JobOpened, JobOutcome, JobProgress, StageEvent
 from stages.settings import PipelineSettings
 
 STEP = 0.1
@@ -22,7 +23,7 @@ STEP = 0.1
 
 
 class PipelineLike(Protocol):
-    """What is used of `stages.pipeline.Pipeline`."""
+    """What is used of `stages.owner.pipeline.Pipeline`."""
 
     def start(self) -> None: ...
     def submit(self, job: Job) -> None: ...
@@ -57,7 +58,7 @@ class View(Protocol):
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line decides for one run; see `daemon.places` for ``resume`` and ``fresh``."""
+    """What the command line decides for one run; see `daemon.jobs.places` for ``resume`` and ``fresh``."""
 
     folder: Path
     exports: tuple[str, ...] = ()
@@ -104,7 +105,7 @@ def default_pipeline(
     settings: PipelineSettings, on_event: Callable[[JobEvent], None], runtime: Path | None
 ) -> PipelineLike:
     """The real pipeline, imported only now."""
-    from stages.pipeline import Pipeline
+    from stages.owner.pipeline import Pipeline
 
     return Pipeline(settings, on_event, runtime=runtime)
 

@@ -16,28 +16,30 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from daemon import health, logs, summary, telling
-from daemon.addresses import addresses, take_state
 from daemon.api.counting import Counting, Readers
 from daemon.api.messages import MAX_BODY, VERSION
 from daemon.api.operations import Operations
 from daemon.api.server import Server
 from daemon.api.uploads import CHUNK, Uploads
-from daemon.config import Loaded
-from daemon.credible import FILE as CLOCK
-from daemon.credible import CredibleClock
-from daemon.finishing import Exporter
-from daemon.images import ImageFailed, Images
-from daemon.metrics import Endpoint, Metrics
-from daemon.reloading import Reloading
-from daemon.results_folder import ResultsFolder
-from daemon.retention import Daemon, Retention
-from daemon.scheduler import Scheduler
-from daemon.settings import Settings
-from daemon.spilling import SpillWatch
-from daemon.store import JobStore, StoredJob
-from stages.jobs import JobEvent, StageEvent
-from stages.pipeline import Pipeline
+from daemon.jobs import summary
+from daemon.jobs.finishing import Exporter
+from daemon.jobs.images import ImageFailed, Images
+from daemon.jobs.reloading import Reloading
+from daemon.jobs.results_folder import ResultsFolder
+from daemon.jobs.scheduler import Scheduler
+from daemon.jobs.store import JobStore, StoredJob
+from daemon.retention.clock import FILE as CLOCK
+from daemon.retention.clock import CredibleClock
+from daemon.retention.retention import Daemon, Retention
+from daemon.settings.addresses import addresses, take_state
+from daemon.settings.loading import Loaded
+from daemon.settings.schema import Settings
+from daemon.telemetry import health, logs
+from daemon.telemetry import log_lines as telling
+from daemon.telemetry.metrics import Endpoint, Metrics
+from daemon.telemetry.spilling import SpillWatch
+from stages.owner.jobs import JobEvent, StageEvent
+from stages.owner.pipeline import Pipeline
 from stages.settings import PipelineSettings
 
 STEP = 0.25
@@ -71,7 +73,7 @@ class Folder(Protocol):
 
 
 class PipelineFactory(Protocol):
-    """Makes the pipeline; see `stages.pipeline.Pipeline`."""
+    """Makes the pipeline; see `stages.owner.pipeline.Pipeline`."""
 
     def __call__(
         self,

@@ -72,7 +72,7 @@ class PipelineSettings:
     deadlines: Deadlines = field(default_factory=Deadlines)
     restart: RestartPolicy = field(default_factory=RestartPolicy)
     faults: tuple[str, ...] = ()
-    """Fault injection for tests, such as "mesh:kill@57"; see stages/faults.py."""
+    """Fault injection for tests, such as "mesh:kill@57"; see stages/process/faults.py."""
 
     def stage(self, name: str) -> StageSettings:
         """Settings of the stage ``name``, one of STAGES."""

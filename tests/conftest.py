@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-SHARED = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
+from tests.paths import SHARED
 
 
 @pytest.fixture(scope="session")

@@ -27,10 +27,10 @@ from typing import Any
 import psutil
 
 from daemon.client import ClientError
-from daemon.store import JobStore, StoredJob
+from daemon.jobs.store import JobStore, StoredJob
 from stages.results import read_results
-from tests.daemons import PATIENCE, Daemon, until
-from tests.harness import write_squares
+from tests.daemon.daemons import PATIENCE, Daemon, until
+from tests.stages.harness import write_squares
 
 LENGTHS = (3, 4, 5, 6)
 

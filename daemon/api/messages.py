@@ -356,7 +356,7 @@ def _inside(value: Any) -> Any:
 
 def plain_record(record: Any, *, vertices: bool) -> dict[str, Any]:
     """A `FrameRecord` as the map that clients get, arrays as they are."""
-    from stages.results import encode_record
+    from stages.results.stream import encode_record
 
     found = encode_record(record)
     if not vertices:

@@ -9,16 +9,16 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from daemon import summary
 from daemon.api import messages as ms
 from daemon.api.messages import DEADLINE, ApiError, plain_record
 from daemon.api.paths import resolve
 from daemon.api.server import Later, Reply
 from daemon.api.streams import Streams, header_map
 from daemon.api.uploads import CHUNK, Uploads
-from daemon.config import Loaded
-from daemon.images import ImageFailed
-from daemon.store import JobStore, State, StoredJob, StoreError, Submission
+from daemon.jobs import summary
+from daemon.jobs.images import ImageFailed
+from daemon.jobs.store import JobStore, State, StoredJob, StoreError, Submission
+from daemon.settings.loading import Loaded
 from stages.records import Header
 from stages.results import ResultsError, read_results
 from stages.settings import STAGES

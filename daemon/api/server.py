@@ -19,8 +19,6 @@ from typing import Any, Protocol
 
 import zmq
 
-from daemon import logs
-from daemon.addresses import Addresses
 from daemon.api.messages import (
     ApiError,
     Operation,
@@ -32,7 +30,9 @@ from daemon.api.messages import (
     write_reply,
 )
 from daemon.api.sockets import Sockets
-from daemon.settings import ApiSettings
+from daemon.settings.addresses import Addresses
+from daemon.settings.schema import ApiSettings
+from daemon.telemetry import logs
 
 TURN = 0.25
 """Longest turn in seconds: deadlines are checked this often."""

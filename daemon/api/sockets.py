@@ -15,11 +15,11 @@ import zmq.auth
 from zmq.auth.thread import ThreadAuthenticator
 from zmq.utils.monitor import recv_monitor_message
 
-from daemon import logs
-from daemon.addresses import Addresses
 from daemon.api.messages import ApiError
-from daemon.config_sources import ConfigError
-from daemon.settings import ApiSettings
+from daemon.settings.addresses import Addresses
+from daemon.settings.schema import ApiSettings
+from daemon.settings.sources import ConfigError
+from daemon.telemetry import logs
 
 OUTBOX_BYTES = 32 << 20
 """Replies kept for a client that does not read them; more are dropped, and it has to ask again."""

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from daemon import summary
 from daemon.api.messages import ApiError
+from daemon.jobs import summary
 
 CHUNK = 4 << 20
 DATA = "data"

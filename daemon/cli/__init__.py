@@ -108,7 +108,7 @@ def cli() -> None:
 
 def main() -> None:
     """The entry point ``poseward``: expected errors become one line and exit code 2."""
-    from daemon.config_sources import ConfigError
+    from daemon.settings.sources import ConfigError
 
     try:
         cli.main(prog_name="poseward", standalone_mode=True)

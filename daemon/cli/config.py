@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from daemon.cli.options import as_json, configured
-from daemon.config import DEFAULT, FILE_NAME, Loaded
+from daemon.settings.loading import DEFAULT, FILE_NAME, Loaded
 
 
 @click.group()
@@ -37,7 +37,7 @@ Examples:
 @configured
 def show(words: tuple[str, ...], changed: bool, json_output: bool, loaded: Loaded) -> None:
     """Print each setting in force, where it comes from, and what it is for."""
-    from daemon.config_show import rows, toml_value
+    from daemon.settings.show import rows, toml_value
 
     found = [
         row
@@ -75,7 +75,7 @@ def show(words: tuple[str, ...], changed: bool, json_output: bool, loaded: Loade
 @click.option("--force", is_flag=True, help="Replace a file that is there.")
 def init(path: Path, force: bool) -> None:
     """Write a file with every setting, explained and commented out; PATH is ./poseward.toml by default."""
-    from daemon.config_show import template
+    from daemon.settings.show import template
 
     try:
         with path.open("w" if force else "x", encoding="utf-8") as file:

@@ -15,7 +15,7 @@ from typing import Any
 import click
 
 from daemon.cli.options import configured
-from daemon.config import Loaded
+from daemon.settings.loading import Loaded
 
 PATIENCE = 4.0
 """Seconds that a command waits for a first answer: a person sits before it."""
@@ -146,7 +146,7 @@ def connected(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _connection(loaded: Loaded, address: str | None, key: str | None, server_key: str | None) -> Connection:
-    from daemon.addresses import addresses, state_folder
+    from daemon.settings.addresses import addresses, state_folder
 
     api = loaded.settings.api
     if address is None:

@@ -16,7 +16,7 @@ def demo_clip(out: Path, seconds: float) -> None:
     Drawn people walk through a drawn scene: free of anybody's rights, and found by the detector like any other
     video.
     """
-    from daemon.demo_clip import make_demo_clip
+    from daemon.cli.demo_clip import make_demo_clip
 
     out.parent.mkdir(parents=True, exist_ok=True)
     beside = out.with_name(f".part-{out.name}")

@@ -44,9 +44,9 @@ def doctor(config_file: Path | None, sets: tuple[str, ...], json_output: bool) -
     Interpreters, packages, GPU, models, codecs, memory, folders, sockets, the running daemon, systemd, WSL
     and the clock; nothing is changed, and nothing is downloaded.
     """
-    from daemon.config import load
-    from daemon.config_sources import ConfigError
     from daemon.doctor.checks import CHECKS
+    from daemon.settings.loading import load
+    from daemon.settings.sources import ConfigError
 
     try:
         loaded = load(config_file, sets=sets)

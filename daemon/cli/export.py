@@ -11,8 +11,8 @@ from typing import Any
 import click
 
 from daemon.cli.options import configured
-from daemon.config import Loaded
-from daemon.summary import FRAMES
+from daemon.jobs.summary import FRAMES
+from daemon.settings.loading import Loaded
 
 
 def check_names(names: Sequence[str], backend: str) -> None:
@@ -22,8 +22,8 @@ def check_names(names: Sequence[str], backend: str) -> None:
         ConfigError: there is no such export for results of this backend; names the nearest.
         ConfigurationError: there is no such backend.
     """
-    from daemon.config import ConfigError
     from daemon.exports import EXPORTS
+    from daemon.settings.loading import ConfigError
     from stages.protocols import find_backend
 
     known = [*EXPORTS, *getattr(find_backend(backend), "exports", {})]
@@ -60,7 +60,7 @@ def export(name: str, folder: Path, video: Path | None, loaded: Loaded) -> None:
     from rich.console import Console
     from rich.progress import Progress
 
-    from daemon.summary import SummaryError, identify, read_summary, write_summary
+    from daemon.jobs.summary import SummaryError, identify, read_summary, write_summary
     from stages.protocols import ConfigurationError
 
     try:

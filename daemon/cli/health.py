@@ -166,7 +166,7 @@ def _table(found: Mapping[str, Any]) -> Any:
 def process_state(process: Mapping[str, Any]) -> Any:
     """State, with how far it is or why while it is not ready; what is a problem is told among the problems."""
     from daemon.cli.words import state_text
-    from daemon.health import TROUBLED
+    from daemon.telemetry.health import TROUBLED
 
     text = state_text(process["state"])
     if process["state"] != "ready":
@@ -179,7 +179,7 @@ def process_state(process: Mapping[str, Any]) -> Any:
 
 def exit_text(process: Mapping[str, Any]) -> str:
     """How the process last ended, or nothing; why is told among the problems while it is one."""
-    from daemon.health import TROUBLED
+    from daemon.telemetry.health import TROUBLED
 
     last = process["last_exit"]
     if last is None:

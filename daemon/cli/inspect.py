@@ -25,7 +25,7 @@ def inspect(folder: Path, json_output: bool) -> None:
     Reads frames.msgpack from end to end, so that a damaged file is noticed.
     """
     from daemon.cli.words import counted
-    from daemon.summary import SummaryError, read_summary
+    from daemon.jobs.summary import SummaryError, read_summary
     from stages.results import ResultsError
 
     try:

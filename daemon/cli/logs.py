@@ -9,8 +9,8 @@ import time
 import click
 
 from daemon.cli.options import as_json, configured
-from daemon.config import Loaded
-from daemon.logs import LEVELS
+from daemon.settings.loading import Loaded
+from daemon.telemetry.logs import LEVELS
 
 
 @click.command(
@@ -47,8 +47,8 @@ def logs(
     json_output: bool,
 ) -> None:
     """Show one job's story across all processes, or the whole log."""
-    from daemon import story
-    from daemon.logs import files, path_of
+    from daemon.telemetry import story
+    from daemon.telemetry.logs import files, path_of
 
     path = path_of(loaded.settings)
     try:

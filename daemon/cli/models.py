@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from daemon.cli.options import as_json, configured
-from daemon.config import Loaded
+from daemon.settings.loading import Loaded
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID

@@ -32,12 +32,12 @@ def which_configuration(command: Command) -> Command:
 
 
 def configured(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add ``--config`` and ``--set``; the command gets the `daemon.config.Loaded` as ``loaded``."""
+    """Add ``--config`` and ``--set``; the command gets the `daemon.settings.loading.Loaded` as ``loaded``."""
 
     @which_configuration
     @wraps(command)
     def with_configuration(*args: Any, config_file: Path | None, sets: tuple[str, ...], **rest: Any) -> Any:
-        from daemon.config import load
+        from daemon.settings.loading import load
 
         return command(*args, loaded=load(config_file, sets=sets), **rest)
 

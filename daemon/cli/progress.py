@@ -15,7 +15,7 @@ from rich.text import Text
 
 from daemon.cli.words import counted
 from daemon.run import VideoResult
-from stages.jobs import JobOpened, JobProgress, StageEvent
+from stages.owner.jobs import JobOpened, JobProgress, StageEvent
 
 STAGES = ("decode", "detect", "mesh", "track")
 PLAIN_EVERY = 5.0

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from daemon.cli.options import as_json, configured
-from daemon.config import Loaded
+from daemon.settings.loading import Loaded
 
 
 @click.command(
@@ -29,13 +29,13 @@ Exit codes: 0; 1 there is no job store, or it cannot be read."""
 @configured
 def retention(loaded: Loaded, json_output: bool) -> None:
     """Show what the daemon would remove now, and why. Removes nothing."""
-    from daemon.addresses import state_folder
-    from daemon.credible import FILE as CLOCK
-    from daemon.credible import CredibleClock
-    from daemon.logs import path_of
-    from daemon.results_folder import ResultsFolder
-    from daemon.retention import Daemon, Retention
-    from daemon.store import FILE, JobStore, StoreError
+    from daemon.jobs.results_folder import ResultsFolder
+    from daemon.jobs.store import FILE, JobStore, StoreError
+    from daemon.retention.clock import FILE as CLOCK
+    from daemon.retention.clock import CredibleClock
+    from daemon.retention.retention import Daemon, Retention
+    from daemon.settings.addresses import state_folder
+    from daemon.telemetry.logs import path_of
 
     state = state_folder(loaded.settings)
     if not (state / FILE).is_file():

@@ -12,8 +12,8 @@ from typing import Any
 import click
 
 from daemon.cli.options import as_json, configured
-from daemon.config import Loaded
 from daemon.run import Exporter, Factory, Interrupted, Options, Runner, VideoResult, default_pipeline
+from daemon.settings.loading import Loaded
 
 
 @click.command(
@@ -87,12 +87,12 @@ def execute(
     """Run, show it, and return the exit code."""
     from rich.console import Console
 
-    from daemon import logs
     from daemon.cli.export import check_names, make
     from daemon.cli.progress import PlainView, RichView
     from daemon.run import stopping_on_signals
+    from daemon.telemetry import logs
     from stages.protocols import ConfigurationError
-    from stages.ring import RingError
+    from stages.transport.ring import RingError
     from supervisor.runtime import RuntimePathError
 
     settings = loaded.settings

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from daemon.cli.options import configured
-from daemon.config import ConfigError, Loaded
+from daemon.settings.loading import ConfigError, Loaded
 
 PASSING = ("disk-full", "store-locked")
 """What a later start may find mended: systemd tries again after exit code 1, and never after 2."""
@@ -41,7 +41,7 @@ configuration or a folder that cannot be used."""
 @configured
 def serve(loaded: Loaded, verbose: bool) -> None:
     """Run as a service: drop folder, API, job store."""
-    from daemon import logs
+    from daemon.telemetry import logs
 
     settings = loaded.settings.daemon
     path, kept, problem = logs.path_of(loaded.settings), None, ""
@@ -71,14 +71,14 @@ def serve(loaded: Loaded, verbose: bool) -> None:
 
 def execute(loaded: Loaded) -> int:
     """Serve until a signal; returns the exit code."""
-    from daemon import logs
     from daemon.cli.export import check_names, make
     from daemon.exports import EXPORTS
+    from daemon.jobs.store import StoreError
     from daemon.serve import Service
     from daemon.service.notify import Notifier
-    from daemon.store import StoreError
+    from daemon.telemetry import logs
     from stages.protocols import ConfigurationError, find_backend
-    from stages.ring import RingError
+    from stages.transport.ring import RingError
     from supervisor.runtime import RuntimePathError
 
     settings = loaded.settings

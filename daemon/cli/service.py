@@ -15,8 +15,8 @@ from daemon.cli.options import as_json
 from daemon.service.units import ServiceError
 
 if TYPE_CHECKING:
-    from daemon.config import Loaded
     from daemon.service.plan import Choices, Machine
+    from daemon.settings.loading import Loaded
 
 
 def _named(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -172,8 +172,8 @@ def status(user_unit: bool, json_output: bool) -> None:
 
 def _load(config_file: Path | None, sets: tuple[str, ...], machine: Machine, choices: Choices) -> Loaded:
     """The configuration that the service's user would find, which with sudo is not root's."""
-    from daemon.config import find_file, load
     from daemon.service.plan import account_for
+    from daemon.settings.loading import find_file, load
 
     account = account_for(machine, choices)
     if config_file is None and account.home is not None and account.uid != machine.uid:

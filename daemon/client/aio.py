@@ -386,8 +386,8 @@ def default_addresses() -> tuple[str, str]:
     Raises:
         ConfigError: the configuration cannot be read.
     """
-    from daemon.addresses import addresses, state_folder
-    from daemon.config import load
+    from daemon.settings.addresses import addresses, state_folder
+    from daemon.settings.loading import load
 
     settings = load().settings
     found = addresses(settings.api, state_folder(settings))

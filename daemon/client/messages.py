@@ -11,7 +11,7 @@ import msgpack
 import numpy as np
 
 from stages.records import FrameRecord, Header
-from stages.results import decode_record
+from stages.results.stream import decode_record
 
 VERSION = 1
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from daemon import addresses
-from daemon.config_sources import ConfigError
 from daemon.doctor.check import Context, Finding, error, note, ok, warning
+from daemon.settings import addresses
+from daemon.settings.sources import ConfigError
 from supervisor.runtime import UNIX_PATH_MAX
 
 ANSWER_SECONDS = 4.0

@@ -15,12 +15,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from daemon.config_sources import ConfigError
 from daemon.doctor.driver import Driver, nvml_driver
+from daemon.settings.sources import ConfigError
 from supervisor.memory import DeviceProbe, Nvml
 
 if TYPE_CHECKING:
-    from daemon.config import Loaded
+    from daemon.settings.loading import Loaded
 
 Answer = TypeVar("Answer")
 

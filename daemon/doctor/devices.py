@@ -10,7 +10,7 @@ from daemon.doctor.api import health
 from daemon.doctor.check import Context, Finding, error, note, ok, warning
 from daemon.doctor.driver import Driver
 from daemon.doctor.interpreters import environment, interpreter
-from stages.processes import replicas
+from stages.owner.processes import replicas
 from stages.settings import STAGES
 from supervisor.memory import DeviceGate, DeviceMemory, describe_holders
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from daemon.doctor.check import Context, Finding, error, note, ok, warning
-from stages.processes import ENTRIES, HOUSE, PRELOAD
+from stages.owner.processes import ENTRIES, HOUSE, PRELOAD
 from stages.protocols import ConfigurationError, find_backend
 from stages.settings import STAGES, StageSettings
 
@@ -26,7 +26,7 @@ IMPORT_SECONDS = 150.0
 """For the imports: torch from a cold disk takes a minute."""
 CHECK_SECONDS = START_SECONDS + IMPORT_SECONDS + 15.0
 BASE = {"decode": ("zmq", "msgpack", "numpy", "av", "cv2"), "track": ("zmq", "msgpack", "numpy")}
-"""What every stage's own modules import (`stages.decode`, `stages.worker`, `stages.track`): asked for one by one, so
+"""What every stage's own modules import (`stages.process`): asked for one by one, so
 that all that is missing is named at once."""
 TOLD_ELSEWHERE = ("file", "device")
 """What those of a backend's complaints are about that the checks of the models and of the GPU tell."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from daemon.doctor.api import health
 from daemon.doctor.check import Context, Finding, Machine, error, note, ok, warning
 from daemon.doctor.places import nearest, results_folder
-from stages.processes import HOUSE, replicas, slot_bytes
+from stages.owner.processes import HOUSE, replicas, slot_bytes
 from stages.settings import STAGES
 
 MEGABYTE = 1 << 20
@@ -145,7 +145,7 @@ def check_clock(context: Context, check: str) -> Iterator[Finding]:
     if machine.wsl:
         way = "WSL's clock stands still while Windows sleeps: sudo hwclock -s, or `wsl --shutdown` in Windows"
     shown = _shown(now)
-    built = max((path.stat().st_mtime for path in Path(HOUSE, "daemon").glob("*.py")), default=0.0)
+    built = max((path.stat().st_mtime for path in Path(HOUSE, "daemon").rglob("*.py")), default=0.0)
     trouble = False
     if now < built - DAY:
         trouble = True

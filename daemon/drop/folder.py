@@ -23,8 +23,8 @@ from daemon.drop.notes import Notes
 from daemon.drop.notices import error_notice, results_notice
 from daemon.drop.settling import Settling
 from daemon.drop.watching import Watcher, is_blind
-from daemon.settings import DropSettings
-from daemon.store import JobStore, State, StoredJob, StoreError, Submission, new_id
+from daemon.jobs.store import JobStore, State, StoredJob, StoreError, Submission, new_id
+from daemon.settings.schema import DropSettings
 
 MOST = 200
 """Files taken, and claimed folders looked at, in one look, so that thousands at once hold up nobody for long."""

@@ -10,8 +10,8 @@ import stat
 from collections.abc import Callable
 from pathlib import Path
 
-from daemon.config_sources import ConfigError
 from daemon.drop.names import CLAIMED, DONE, FAILED, is_readable
+from daemon.settings.sources import ConfigError
 
 LOCK = ".lock"
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)

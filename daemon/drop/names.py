@@ -21,7 +21,7 @@ _JOB = re.compile(r"\d{8}-\d{6}-[0-9a-f]{8}")
 
 
 def is_job(name: str) -> bool:
-    """Whether a folder below ``.claimed`` is named as `daemon.store.new_id` names jobs."""
+    """Whether a folder below ``.claimed`` is named as `daemon.jobs.store.new_id` names jobs."""
     return _JOB.fullmatch(name) is not None
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from daemon.store import StoredJob
+from daemon.jobs.store import StoredJob
 
 
 def results_notice(job: StoredJob) -> str:

@@ -12,7 +12,7 @@ import socket
 import time
 from collections.abc import Callable, Mapping
 
-from daemon import logs
+from daemon.telemetry import logs
 
 LONGEST_STATUS = 500
 """Characters of a STATUS line; what `systemctl status` shows of it is one line."""

@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from daemon.addresses import addresses
-from daemon.config import ConfigError, Loaded
-from daemon.config_sources import PREFIX, SEPARATOR
 from daemon.service.units import WSL_LIBRARIES, ServiceError, Unit
+from daemon.settings.addresses import addresses
+from daemon.settings.loading import ConfigError, Loaded
+from daemon.settings.sources import PREFIX, SEPARATOR
 
 STATE = Path("/var/lib/poseward")
 """StateDirectory= of the system's service, for users without a home."""

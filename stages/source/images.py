@@ -154,7 +154,7 @@ def read_image(path: Path, max_pixels: int) -> U8:
 
 
 class MemoryLimitError(Exception):
-    """OpenCV refuses an image by its header: see `stages.processes.PIXELS_VARIABLE`."""
+    """OpenCV refuses an image by its header: see `stages.owner.processes.PIXELS_VARIABLE`."""
 
 
 def _imread(name: str) -> Any:

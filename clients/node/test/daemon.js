@@ -22,7 +22,7 @@ const living = new Set();
 process.on("exit", () => living.forEach((daemon) => daemon.process.kill("SIGKILL"))); // when a test fails badly
 
 export class Daemon {
-  static async create({ backend = "tests.blocks", address, sets = [], curve } = {}) {
+  static async create({ backend = "tests.stages.blocks", address, sets = [], curve } = {}) {
     const daemon = new Daemon();
     daemon.folder = await mkdtemp(join(tmpdir(), "pw-node-"));
     daemon.address = address ?? `ipc://${join(daemon.folder, "api.sock")}`;
@@ -32,7 +32,7 @@ export class Daemon {
       `daemon.state=${join(daemon.folder, "state")}`, `results.folder=${join(daemon.folder, "results")}`,
       `api.address=${daemon.address}`, 'api.roots=["/"]', `stages.backend=${backend}`, "results.exports=[]",
       "stages.restart.base_delay=0.01", "stages.restart.max_delay=0.1",
-      ...(backend === "tests.blocks" ? FAST : []), ...sets,
+      ...(backend === "tests.stages.blocks" ? FAST : []), ...sets,
     ];
     return daemon;
   }
@@ -86,7 +86,7 @@ export async function running(t, options) {
 
 /** A small clip of wandering squares, made by the project's own test code. */
 export async function writeClip(path, frames) {
-  return write(path, `from tests.harness import write_squares; write_squares(Path(path), ${frames})`);
+  return write(path, `from tests.stages.harness import write_squares; write_squares(Path(path), ${frames})`);
 }
 
 /** A black image, 160 x 120, with one white square. */

@@ -22,8 +22,8 @@ from stages.backends.blazepose.options import Options
 from stages.backends.blazepose.smooth import REACH, Mender, gains, window
 from stages.body.model import load_body
 from stages.records import F32, FrameRecord, People, Track
-from stages.results import decode_record, encode_record
-from stages.wire import pack_value, unpack_value
+from stages.results.stream import decode_record, encode_record
+from stages.transport.wire import pack_value, unpack_value
 
 IMPOSSIBLE = 1e6
 INERTIA = 0.9

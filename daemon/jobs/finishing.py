@@ -1,0 +1,69 @@
+"""After the last frame: results into their place, then the exports beside them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from daemon.jobs import places, summary
+
+
+class Exporter(Protocol):
+    """Makes one export of finished results; ``progress`` may raise to stop it."""
+
+    def __call__(self, name: str, source: Path, folder: Path, progress: Callable[[int], None]) -> Path: ...
+
+
+@dataclass(frozen=True)
+class Finished:
+    """Results in place. ``problems`` maps exports that could not be made to why."""
+
+    results: Path
+    summary: dict[str, Any]
+    problems: dict[str, str] = field(default_factory=dict)
+
+
+def finish(
+    place: places.Place,
+    content: Mapping[str, Any],
+    source: Path,
+    exports: Sequence[str],
+    exporter: Exporter,
+    check: Callable[[], None],
+) -> Finished:
+    """Bring results into place, and make the exports.
+
+    Raises:
+        OSError: the results cannot be written; the work folder is still there.
+    """
+    check()
+    return make_exports(place.finish(content), source, exports, exporter, check)
+
+
+def make_exports(
+    results: Path, source: Path, exports: Sequence[str], exporter: Exporter, check: Callable[[], None]
+) -> Finished:
+    """Make those of ``exports`` that are not there yet. One that fails does not take the results with it.
+
+    Raises:
+        OSError: the summary cannot be written.
+    """
+    content = summary.read_summary(results)
+    problems: dict[str, str] = {}
+    for name in exports:
+        if name in content["exports"]:
+            continue
+        began = time.monotonic()
+        check()
+        try:
+            made = exporter(name, source, results, lambda _done: check())
+        except Exception as error:  # noqa: BLE001  (whatever a video library raises; it stands in the summary)
+            check()
+            problems[name] = str(error) or type(error).__name__
+            continue
+        content["exports"][name] = {"files": [made.name], "seconds": round(time.monotonic() - began, 3)}
+        summary.write_summary(results, content)
+    return Finished(results, content, problems)

@@ -1,0 +1,327 @@
+"""Where a video's results go, and what happens to what is there already.
+
+The results of ``clip.mp4`` go to ``FOLDER/clip/``; while they are being made, ``FOLDER/clip.poseward-work/`` holds
+the journal. The rules, for each video:
+
+- a name that is taken by anything (finished results, another run, another video of the same name) gives way
+  to ``clip-2``, ``clip-3`` and so on, and it is said why;
+- ``fresh`` replaces the finished results of the same content, once the new ones are whole;
+- ``resume`` continues the work folder of the same content, and leaves finished results of it as they are;
+- without ``resume``, a work folder of the same content that nobody uses is named and begun afresh.
+
+What "the same content" is, is said by a hash and not by a path.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from daemon.jobs.summary import (
+    FRAMES,
+    SUMMARY,
+    SummaryError,
+    place,
+    read_summary,
+    sync_folder,
+    write_json,
+    write_summary,
+)
+
+WORK_SUFFIX = ".poseward-work"
+OLD_SUFFIX = ".poseward-old"
+OWNER = "owner.json"
+LOCK = "lock"
+JOB = "job"
+"""The pipeline's own folder inside the work folder."""
+FINISHED = "finished"
+"""Inside the work folder: the results folder until it is renamed into place."""
+LONGEST_NAME = 150
+
+
+class PlaceError(Exception):
+    """A video's folders cannot be used; says why and the way out."""
+
+
+@dataclass
+class Place:
+    """The folders of one video, held by a lock that the kernel drops when this process dies."""
+
+    name: str
+    results: Path
+    work: Path
+    identity: Mapping[str, Any]
+    resumed: bool = False
+    done: bool = False
+    """The results are there already; nothing is to be done, and nothing is locked."""
+    replaces: bool = False
+    """Finished results of the same content may give way to the new ones."""
+    notes: list[str] = field(default_factory=list)
+    lock: int = -1
+
+    @property
+    def job(self) -> Path:
+        """The folder that the pipeline works in."""
+        return self.work / JOB
+
+    def finish(self, summary: Mapping[str, Any], keep_work: bool = False) -> Path:
+        """Bring ``frames.msgpack`` and the summary into place; returns the results folder.
+
+        Raises:
+            OSError: the disk is full, the folder cannot be written, or something has come to stand where the results
+                belong. The work folder is then still there.
+        """
+        finished = self.work / FINISHED
+        finished.mkdir(exist_ok=True)
+        if keep_work:
+            shutil.copyfile(self.job / FRAMES, finished / FRAMES)
+        else:
+            place(self.job / FRAMES, finished / FRAMES)
+        write_summary(finished, summary)
+        old = self.results.with_name(f".{self.name}{OLD_SUFFIX}")
+        try:
+            finished.rename(self.results)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                raise
+            if not self.replaces or self.results.is_symlink() or not _is_of(self.results, self.identity):
+                message = "something else has come to stand there meanwhile: move it away, and resume"
+                raise FileExistsError(errno.EEXIST, message, str(self.results)) from None
+            shutil.rmtree(old, ignore_errors=True)  # left by a kill when something was replaced before
+            self.results.rename(old)
+            finished.rename(self.results)
+        sync_folder(self.results.parent)
+        shutil.rmtree(old, ignore_errors=True)
+        if keep_work:
+            self.release()
+        else:
+            self.abandon()
+        return self.results
+
+    def abandon(self) -> None:
+        """Remove the work folder: there is nothing in it to continue."""
+        _remove(self.work)
+        self.release()
+
+    def release(self) -> None:
+        """Give up the lock and leave everything as it is, to be resumed."""
+        if self.lock >= 0:
+            os.close(self.lock)
+            self.lock = -1
+
+
+def choose(
+    folder: Path,
+    source: Path,
+    identity: Mapping[str, Any],
+    relevant: Mapping[str, Any],
+    *,
+    taken: Collection[str] = (),
+    resume: bool = False,
+    fresh: bool = False,
+) -> Place:
+    """Choose and lock the folders of one video by the rules above.
+
+    Args:
+        folder: where results go; made if need be.
+        source: the input.
+        identity: its content, from `daemon.jobs.summary.identify`.
+        relevant: the settings that results depend on; a run with others cannot be continued.
+        taken: names that other videos of this run have.
+        resume: continue what was interrupted.
+        fresh: replace finished results of the same content.
+
+    Raises:
+        PlaceError: the work folder to be resumed was begun with other settings.
+        OSError: the folder cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    notes: list[str] = []
+    base = folder_name(source)
+    number = 1
+    while True:
+        name = base if number == 1 else f"{base}-{number}"
+        number += 1
+        if name in taken:
+            continue
+        found = Place(name, folder / name, folder / f"{name}{WORK_SUFFIX}", identity, notes=notes)
+        _restore_old(found)
+        if _is_occupied(found, resume=resume, fresh=fresh):
+            continue
+        occupied = partial(_is_occupied, found, resume=resume, fresh=fresh)
+        if found.done or _take_work(found, relevant, resume=resume, occupied=occupied):
+            return found
+
+
+def claim(folder: Path, name: str, identity: Mapping[str, Any], relevant: Mapping[str, Any]) -> Place | None:
+    """Lock the work folder of a job that has its name already, and go on with what stands in it.
+
+    What was begun with other settings is begun afresh. None where the folder belongs to another run or video.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    found = Place(name, folder / name, folder / f"{name}{WORK_SUFFIX}", identity, replaces=True)
+    _restore_old(found)
+    try:
+        taken = _take_work(found, relevant, resume=True)
+    except PlaceError as error:
+        found.notes.append(str(error))
+        taken = _take_work(found, relevant, resume=False)
+    return found if taken else None
+
+
+def folder_name(source: Path) -> str:
+    """The folder's name for an input: its stem, without what makes file names awkward."""
+    stem = source.name if source.is_dir() else source.stem
+    clean = (
+        re.sub(r"[\x00-\x1f\x7f/\\]", "_", os.fsencode(stem).decode("utf-8", "replace")).strip(". ").lstrip("-")
+    )
+    while len(clean.encode()) > LONGEST_NAME:
+        clean = clean[:-1]
+    if clean.lower().endswith(WORK_SUFFIX):  # it would be taken for what another video is worked on in
+        clean = f"{clean}-1"
+    return clean or "video"
+
+
+def _is_occupied(found: Place, *, resume: bool, fresh: bool) -> bool:
+    """Whether the results folder stands in the way; sets ``done`` where it holds what is wanted."""
+    if not found.results.exists() and not found.results.is_symlink():
+        return False
+    link = found.results.is_symlink()  # nothing can be renamed onto it
+    if not (found.results / SUMMARY).is_file():
+        if not link and found.results.is_dir() and not any(found.results.iterdir()):
+            return False
+        found.notes.append(f"{found.results} holds something else and is left alone")
+        return True
+    if not _is_of(found.results, found.identity):
+        found.notes.append(f"{found.results} holds the results of another video and is left alone")
+        return True
+    if fresh and not link:
+        found.replaces = True
+        return False
+    if resume:
+        found.done = True
+        return False
+    found.notes.append(
+        f"{found.results} holds earlier results of the same video and is left alone (--fresh replaces them)"
+    )
+    return True
+
+
+def _is_of(results: Path, identity: Mapping[str, Any]) -> bool:
+    """Whether a folder holds finished results of this content."""
+    try:
+        return bool(read_summary(results)["input"]["sha256"] == identity["sha256"])
+    except (SummaryError, KeyError, TypeError):
+        return False
+
+
+def _lock(found: Place) -> bool:
+    """Lock the work folder; False where another run has it."""
+    while True:
+        found.work.mkdir(exist_ok=True)
+        try:
+            descriptor = os.open(found.work / LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
+        except FileNotFoundError:
+            continue  # who had it has just removed the folder
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(descriptor), os.stat(found.work / LOCK)):
+                found.lock = descriptor
+                return True
+        except BlockingIOError:
+            os.close(descriptor)
+            found.notes.append(f"another run is working in {found.work}")
+            return False
+        except FileNotFoundError:
+            pass
+        os.close(descriptor)  # it has been removed meanwhile, and guards nothing any more
+
+
+def _remove(work: Path) -> None:
+    """Remove a work folder, its lock last: until then nobody else can begin in it."""
+    with contextlib.suppress(OSError):
+        for entry in list(work.iterdir()):
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry, ignore_errors=True)
+            elif entry.name != LOCK:
+                entry.unlink(missing_ok=True)
+        (work / LOCK).unlink(missing_ok=True)
+        work.rmdir()
+
+
+def _take_work(
+    found: Place, relevant: Mapping[str, Any], *, resume: bool, occupied: Callable[[], bool] = lambda: False
+) -> bool:
+    """Lock the work folder and make it ready; False where it belongs to another run or video, or where another run
+    has put its results into place just before the lock was had."""
+    if not _lock(found):
+        return False
+    owner = _read_owner(found.work)
+    if occupied() or found.done:
+        if owner is None:
+            _remove(found.work)
+        found.release()
+        return found.done
+    if owner is not None and owner.get("sha256") != found.identity["sha256"]:
+        found.notes.append(f"{found.work} is left from another video; resume that one, or remove the folder")
+        found.release()
+        return False
+    if owner is not None and resume:
+        _check_settings(found, owner, relevant)
+        moved = found.work / FINISHED / FRAMES
+        if moved.is_file() and not (found.job / FRAMES).exists():
+            place(moved, found.job / FRAMES)  # killed between the two renames of `finish`
+        shutil.rmtree(found.work / FINISHED, ignore_errors=True)
+        found.resumed = True
+        return True
+    if owner is not None:
+        found.notes.append(
+            f"{found.work} is left from an interrupted run: begun afresh (--resume would have continued it)"
+        )
+    for part in (JOB, FINISHED):
+        shutil.rmtree(found.work / part, ignore_errors=True)
+    found.job.mkdir()
+    write_json(found.work / OWNER, {**found.identity, "settings": dict(relevant)})
+    return True
+
+
+def _check_settings(found: Place, owner: Mapping[str, Any], relevant: Mapping[str, Any]) -> None:
+    before = owner.get("settings", {})
+    changed = [
+        f"{key} was {before.get(key)!r} and is {relevant.get(key)!r}"
+        for key in sorted({*before, *relevant})
+        if before.get(key) != relevant.get(key)
+    ]
+    if changed:
+        found.release()
+        raise PlaceError(
+            f"{found.work} was begun with other settings ({'; '.join(changed)}): "
+            "run with those, or without --resume to begin afresh"
+        )
+
+
+def _read_owner(work: Path) -> dict[str, Any] | None:
+    try:
+        owner = json.loads((work / OWNER).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return owner if isinstance(owner, dict) else None
+
+
+def _restore_old(found: Place) -> None:
+    """Mend what a kill in the middle of replacing left."""
+    old = found.results.with_name(f".{found.name}{OLD_SUFFIX}")
+    if old.is_dir() and not found.results.exists():
+        old.rename(found.results)
