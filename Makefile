@@ -6,6 +6,7 @@ VENV ?= .venv
 VIDEO ?=
 OUT ?= demo/results
 FAULTS ?= 200
+JOBS ?= 4
 
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.poseward-installed
@@ -19,7 +20,7 @@ help:
 	@echo "make lint               ruff and mypy only"
 	@echo "make chaos [FAULTS=200] the long test that kills processes at random"
 	@echo "make clean              remove the environment, caches and the demo's results"
-	@echo "PYTHON=$(PYTHON) and VENV=$(VENV) can be set as well."
+	@echo "PYTHON=$(PYTHON), VENV=$(VENV) and JOBS=$(JOBS) (tests side by side) can be set as well."
 
 env: $(INSTALLED)
 
@@ -60,7 +61,8 @@ demo: models
 endif
 
 test: lint models
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal -m "not alone"
+	$(BIN)/python -m pytest -m alone
 	@$(MAKE) --no-print-directory test-node
 
 # The Node.js client against real daemons. Without Node there is nothing to test, and it is said so.

@@ -29,7 +29,6 @@ Result = TypeVar("Result")
 class Port(Protocol):
     """What the API needs of the daemon. Everything here may be called from the API's thread."""
 
-    store: JobStore
     loaded: Loaded
 
     def call(self, work: Callable[[], Result]) -> Future[Result]: ...
@@ -52,9 +51,9 @@ class Port(Protocol):
 class Operations:
     """The `daemon.api.server.Handler` of a daemon."""
 
-    def __init__(self, port: Port, uploads: Uploads) -> None:
+    def __init__(self, port: Port, store: JobStore, uploads: Uploads) -> None:
         self._port = port
-        self._store = port.store
+        self._store = store
         self._uploads = uploads
         self._streams = Streams()
         self._slow = ThreadPoolExecutor(1, "pw-digest")

@@ -19,6 +19,7 @@ from stages.backends.humans4d.crops import widen
 from stages.backends.humans4d.options import Options
 from stages.protocols import ConfigurationError, Report, find_backend
 from stages.records import Detections, Frame
+from tests.paths import ROOT
 
 LINUX, WSL = "Linux version 6.8.0-45-generic", "Linux version 5.15.167.4-microsoft-standard-WSL2"
 
@@ -57,7 +58,7 @@ def test_the_manuals_settings_for_a_laptop_are_settings(tmp_path: Path) -> None:
     pytest.importorskip("pydantic", reason="needs what the daemon is made of")
     from daemon.settings.loading import load
 
-    page = (Path(__file__).parents[1] / "docs" / "humans4d.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "humans4d.md").read_text(encoding="utf-8")
     (example,) = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
     file = tmp_path / "poseward.toml"
     file.write_text(example, encoding="utf-8")
@@ -366,7 +367,7 @@ def test_a_bench_without_a_gpu_says_so(bench: str, tmp_path: Path) -> None:
     (tmp_path / "clip.mp4").touch()
     clip = [str(tmp_path / "clip.mp4")] if bench == "card" else []
     command = [sys.executable, "-m", f"bench.humans4d_{bench}", *clip]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 1 and not done.stdout and "Traceback" not in done.stderr
     told = done.stderr.splitlines()[-1]
     assert ("GPU" in told or "without CUDA" in told) and "--device cpu" in told

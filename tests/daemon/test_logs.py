@@ -135,7 +135,7 @@ def test_configure_keeps_json_beside_what_a_person_reads(
 
 
 def test_a_native_crash_is_told_by_the_next_process(tmp_path: Path) -> None:
-    code = "import sys, ctypes; from pathlib import Path; from daemon import logs\n"
+    code = "import sys, ctypes; from pathlib import Path; from daemon.telemetry import logs\n"
     watch = f"left = logs.watch_crashes(Path({str(tmp_path)!r}))\n"
     run = {"cwd": ROOT, "capture_output": True, "text": True, "timeout": PATIENCE}
     first = subprocess.run([sys.executable, "-c", code + watch + "ctypes.string_at(0)"], **run)  # type: ignore[call-overload]

@@ -11,6 +11,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -638,11 +639,14 @@ class Program:
 
 
 @pytest.fixture
-def clip(tmp_path: Path) -> Iterator[Path]:
-    write_squares(tmp_path / "clip.mp4", 60)
-    yield tmp_path
-    left = [p.pid for p in psutil.process_iter(["cmdline"]) if str(tmp_path) in " ".join(p.info["cmdline"] or ())]
-    assert left == []
+def clip() -> Iterator[Path]:
+    """A folder with a clip; its path is short enough for the sockets that it will hold."""
+    with tempfile.TemporaryDirectory(prefix="pw-") as name:
+        folder = Path(name)
+        write_squares(folder / "clip.mp4", 60)
+        yield folder
+        left = [p.pid for p in psutil.process_iter(["cmdline"]) if name in " ".join(p.info["cmdline"] or ())]
+        assert left == []
 
 
 def journaled(folder: Path) -> bool:

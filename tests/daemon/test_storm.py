@@ -9,6 +9,7 @@ import pytest
 from tests.storm import storm
 
 
+@pytest.mark.alone
 @pytest.mark.timeout(900)
 def test_every_job_ends_once_whatever_is_killed(tmp_path: Path) -> None:
     found = storm(tmp_path, files=60, clients=5, each=4, kills=15, seed=3)

@@ -13,6 +13,8 @@ from tests.chaos import Storm, rage
 from tests.paths import SHARED
 from tests.stages.harness import write_squares
 
+pytestmark = pytest.mark.alone
+
 VIDEO = SHARED / "runner.mp4"
 SHORT = ("deadlines.working=4", "deadlines.grace=1", "snapshot_every=20")
 

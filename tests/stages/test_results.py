@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from stages.records import Failure, FrameRecord, Header, Track
 from stages.results.stream import ResultsError, ResultWriter, encode_record, read_results
 from stages.transport.wire import pack_value
+from tests.paths import ROOT
 
 HEADER = Header(64, 48, 29.97, "blocks", ("root", "tip"), (-1, 0), np.array([[0, 1, 2]], np.int32))
 
@@ -255,7 +256,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", range(3))
 def test_the_documented_examples_run(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    page = (Path(__file__).parents[1] / "docs" / "results.md").read_text()
+    page = (ROOT / "docs" / "results.md").read_text()
     examples = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     assert len(examples) == 3
     folder = tmp_path / "results" / "clip"

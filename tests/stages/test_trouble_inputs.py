@@ -182,7 +182,7 @@ def test_failed_frames_in_flight_are_bounded(decode: Any, monkeypatch: pytest.Mo
 
         def close(self) -> None: ...
 
-    monkeypatch.setattr("stages.decode.open_source", lambda path, **_: Damaged())
+    monkeypatch.setattr("stages.process.decode.open_source", lambda path, **_: Damaged())
     turns(stage, link, ("open", {"job": 1, "source": "x", "urgent": False}), ("go", {"job": 1, "start": 0}))
     most = len(PIPE.sent)
     assert MOST_FAILED <= most < MOST_FAILED + 100
