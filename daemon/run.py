@@ -110,15 +110,6 @@ def default_pipeline(
     return Pipeline(settings, on_event, runtime=runtime)
 
 
-def result_settings(settings: PipelineSettings) -> dict[str, Any]:
-    """The settings that the results depend on: a run can be continued only under the same."""
-    return {
-        "stages.backend": settings.backend,
-        "stages.options": dict(settings.options),
-        "stages.vertices": settings.vertices,
-    }
-
-
 class Runner:
     """One run over some videos. Use `run` once.
 
@@ -318,7 +309,7 @@ class Runner:
             self._options.folder,
             video,
             identity,
-            result_settings(self._loaded.settings.stages),
+            places.result_settings(self._loaded.settings.stages),
             taken=self._taken,
             resume=self._options.resume,
             fresh=self._options.fresh,

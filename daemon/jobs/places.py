@@ -37,6 +37,7 @@ from daemon.jobs.summary import (
     write_json,
     write_summary,
 )
+from stages.settings import PipelineSettings
 
 WORK_SUFFIX = ".poseward-work"
 OLD_SUFFIX = ".poseward-old"
@@ -47,6 +48,15 @@ JOB = "job"
 FINISHED = "finished"
 """Inside the work folder: the results folder until it is renamed into place."""
 LONGEST_NAME = 150
+
+
+def result_settings(settings: PipelineSettings) -> dict[str, Any]:
+    """The settings that the results depend on: a run can be continued only under the same."""
+    return {
+        "stages.backend": settings.backend,
+        "stages.options": dict(settings.options),
+        "stages.vertices": settings.vertices,
+    }
 
 
 class PlaceError(Exception):

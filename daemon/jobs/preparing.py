@@ -9,7 +9,6 @@ from typing import Any
 
 from daemon.jobs import places, summary
 from daemon.jobs.store import JobStore, StoredJob
-from daemon.run import result_settings
 from daemon.settings.loading import Loaded
 
 RELEVANT = ("stages.options", "stages.vertices")
@@ -61,7 +60,7 @@ def prepare(job: StoredJob, store: JobStore, loaded: Loaded, check: Callable[[],
                 return Prepared(identity, earlier=earlier)
     folder = Path(loaded.settings.results.folder).expanduser().absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    relevant = result_settings(loaded.settings.stages)
+    relevant = places.result_settings(loaded.settings.stages)
     name = job.folder
     while True:
         if name is None:

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from stages.owner.active import Active
-from stages.owner.recovery import WHOLE_JOB, PoisonLedger
+from stages.owner.recovery import PoisonLedger
+from stages.process.start import WHOLE_JOB
 from supervisor.events import ExitKind, ExitReport
 
 BLAMELESS = (ExitKind.CLEAN, ExitKind.RECYCLED, ExitKind.STOPPED, ExitKind.CONFIGURATION)

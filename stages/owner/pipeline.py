@@ -20,8 +20,8 @@ from stages.owner.active import Active
 from stages.owner.blame import Blame
 from stages.owner.jobs import Job, JobDone, JobEvent, JobFailed, JobOpened, StageEvent
 from stages.owner.processes import build_specs, check_faults, process_names, slot_bytes, stage_of
-from stages.owner.recovery import CHANGED, looks
 from stages.owner.telling import in_words, with_way_out
+from stages.process.start import CHANGED, looks
 from stages.protocols import find_backend
 from stages.settings import STAGES, PipelineSettings
 from stages.transport.ring import Ring

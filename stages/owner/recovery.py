@@ -2,29 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 Key = tuple[str, int, int]
 """Stage, job, frame."""
 
-WHOLE_JOB = -1
-"""Stands for a frame where a stage works on the job itself: opening its source, closing its results."""
-
-CHANGED = "the input is not what it was when this job began: now {now}, then {then}; submit it anew"
-"""What a person is told whose file was replaced; the error is ``source-changed``."""
-
 ISOLATE_AFTER = 2
 SKIP_AFTER = 3
-
-
-def looks(info: Mapping[str, Any]) -> str:
-    """What makes an input the same input for what was found in its first half to be of use for the other, in words
-    that can be compared. ``info`` is what decode has found out about it."""
-    count = info.get("frames")
-    many = "an unknown number of" if count is None else str(count)
-    return f"{many} frames of {info.get('width')}x{info.get('height')} pixels, turned by {info.get('rotation', 0)}"
 
 
 @dataclass(frozen=True)

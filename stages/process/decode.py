@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from stages.names import legible
-from stages.owner.recovery import WHOLE_JOB
 from stages.process.loop import CORRUPT, StageLoop
-from stages.process.start import StageConfig
+from stages.process.start import WHOLE_JOB, StageConfig
 from stages.records import Failure
 from stages.source import Decoded, Source, SourceError, open_source
 from stages.transport.ring import Ring, SlotEntry

@@ -1,4 +1,5 @@
-"""What a stage process is told at its start, as one JSON-able map: the contract of pipeline and stages."""
+"""The contract of pipeline and stages: what a stage process is told at its start, as one JSON-able map, and what both
+sides must understand in the same way."""
 
 from __future__ import annotations
 
@@ -11,6 +12,20 @@ import zmq
 
 from stages.process.faults import FaultPlan
 from stages.transport.pipes import Receiver, Sender
+
+WHOLE_JOB = -1
+"""Stands for a frame where a stage works on the job itself: opening its source, closing its results."""
+
+CHANGED = "the input is not what it was when this job began: now {now}, then {then}; submit it anew"
+"""What a person is told whose file was replaced; the error is ``source-changed``."""
+
+
+def looks(info: Mapping[str, Any]) -> str:
+    """What makes an input the same input for what was found in its first half to be of use for the other, in words
+    that can be compared. ``info`` is what decode has found out about it."""
+    count = info.get("frames")
+    many = "an unknown number of" if count is None else str(count)
+    return f"{many} frames of {info.get('width')}x{info.get('height')} pixels, turned by {info.get('rotation', 0)}"
 
 
 @dataclass(frozen=True)

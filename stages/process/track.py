@@ -19,9 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from stages.names import legible
-from stages.owner.recovery import CHANGED, WHOLE_JOB, looks
 from stages.process.loop import Reporter, StageLoop
-from stages.process.start import StageConfig
+from stages.process.start import CHANGED, WHOLE_JOB, StageConfig, looks
 from stages.protocols import Backend, Tracker, find_backend
 from stages.records import Failure, FrameRecord, People
 from stages.results.journal import Journal, JournalError, JournalFullError
