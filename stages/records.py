@@ -8,6 +8,7 @@ y down, z away from the camera (the convention of HMR2's outputs).
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -109,19 +110,36 @@ class Failure:
 
 @dataclass
 class FrameRecord:
-    """One frame of the results. A failed frame has no tracks and a ``failed``."""
+    """One frame of the results. A failed frame has no tracks and a ``failed``.
+
+    ``damaged`` says why the picture is not wholly the one that was filmed, though it was worked on; ``source`` is the
+    image's file name in a folder of images; ``size`` is (width, height) in pixels of a picture that had another size
+    than the header says, and was fitted into that with its middle in the middle.
+    """
 
     frame: int
     time: float
     tracks: list[Track] = field(default_factory=list)
     failed: Failure | None = None
+    damaged: str | None = None
+    source: str | None = None
+    size: tuple[int, int] | None = None
+
+
+HMR2_FOCAL = 5000 / 256
+"""Focal length of the full image over its longer side, by HMR2's convention."""
 
 
 @dataclass(frozen=True)
 class Header:
-    """What holds for a whole result: size in pixels of the upright frame, nominal frames per second (0 for
+    """What holds for a whole result: size in square pixels of the upright frame, nominal frames per second (0 for
     a single image), the backend, joint names and parents (``skeleton``), and the surface's triangles
-    ``faces`` (F, 3) int32."""
+    ``faces`` (F, 3) int32.
+
+    ``rate`` is ``fps`` as an exact fraction, such as (30000, 1001); ``variable`` says that the frames do not follow
+    each other at one distance, so that only their times are right. A point p in the camera's axes, in metres, is at
+    pixel ``focal * p[:2] / p[2] + principal``; both are in pixels, and those of HMR2 unless a backend says otherwise.
+    """
 
     width: int
     height: int
@@ -130,3 +148,15 @@ class Header:
     joint_names: tuple[str, ...]
     joint_parents: tuple[int, ...]
     faces: npt.NDArray[np.int32]
+    rate: tuple[int, int] = (0, 0)
+    """Taken from ``fps`` where it is left out; (0, 1) for a single image."""
+    variable: bool = False
+    focal: float = 0.0
+    principal: tuple[float, float] = (0.0, 0.0)
+
+    def __post_init__(self) -> None:
+        if self.rate[1] <= 0:
+            object.__setattr__(self, "rate", Fraction(self.fps).limit_denominator(1001).as_integer_ratio())
+        if self.focal <= 0:
+            object.__setattr__(self, "focal", HMR2_FOCAL * max(self.width, self.height))
+            object.__setattr__(self, "principal", (self.width / 2, self.height / 2))

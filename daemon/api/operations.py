@@ -13,7 +13,7 @@ from daemon.api import messages as ms
 from daemon.api.messages import DEADLINE, ApiError, plain_record
 from daemon.api.paths import resolve
 from daemon.api.server import Later, Reply
-from daemon.api.streams import Streams, header_map
+from daemon.api.streams import Streams
 from daemon.api.uploads import CHUNK, Uploads
 from daemon.jobs import summary
 from daemon.jobs.images import ImageFailed
@@ -21,6 +21,7 @@ from daemon.jobs.store import JobStore, State, StoredJob, StoreError, Submission
 from daemon.settings.loading import Loaded
 from stages.records import Header
 from stages.results import ResultsError, read_results
+from stages.results.stream import encode_header
 from stages.settings import STAGES
 
 Result = TypeVar("Result")
@@ -332,7 +333,7 @@ class Operations:
         if end:
             self._streams.forget(client, asked.job)
         described = {
-            "header": header_map(header) if header is not None else None,
+            "header": encode_header(header) if header is not None else None,
             "records": records,
             "next": following,
             "end": end,
@@ -368,7 +369,7 @@ class Operations:
                 with read_results(folder / "work" / summary.FRAMES) as results:
                     record = next(iter(results))
                     made = {
-                        "record": plain_record(record, vertices=asked.vertices), "header": header_map(results.header)
+                        "record": plain_record(record, vertices=asked.vertices), "header": encode_header(results.header)
                     }  # fmt: skip
                 return made, None
             finally:

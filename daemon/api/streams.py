@@ -103,15 +103,3 @@ def _is_current(results: Results, path: Path) -> bool:
         return results.is_of(path)
     except OSError:
         return False
-
-
-def header_map(header: Header) -> dict[str, Any]:
-    """The header as clients get it."""
-    return {
-        "width": header.width,
-        "height": header.height,
-        "fps": float(header.fps),
-        "backend": header.backend,
-        "skeleton": {"names": list(header.joint_names), "parents": list(header.joint_parents)},
-        "faces": header.faces,
-    }

@@ -21,6 +21,7 @@ import zmq.auth
 from daemon.client import messages
 from daemon.client.messages import ClientError, Page, closed, events_address
 from stages.records import FrameRecord, Header
+from stages.results.stream import decode_header
 
 QUICK = 5.0
 """Seconds that a request which needs no waiting may stay unanswered before it is sent again."""
@@ -248,7 +249,7 @@ class AsyncClient:
                     "too-large", f"an image of {len(data)} bytes; the daemon takes {most} (api.max_message_mb)"
                 )
         found = await self._ask("image", blob=data, timeout=timeout, vertices=vertices)
-        return messages.record(found["record"]), messages.header(found["header"])
+        return messages.record(found["record"]), decode_header(found["header"])
 
     # -- the daemon ------------------------------------------------------------------------------------
 

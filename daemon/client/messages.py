@@ -11,7 +11,7 @@ import msgpack
 import numpy as np
 
 from stages.records import FrameRecord, Header
-from stages.results.stream import decode_record
+from stages.results.stream import decode_header, decode_record
 
 VERSION = 1
 
@@ -73,19 +73,10 @@ def record(values: Mapping[str, Any]) -> FrameRecord:
     return decode_record(values)
 
 
-def header(values: Mapping[str, Any]) -> Header:
-    """The header of a reply."""
-    skeleton = values["skeleton"]
-    return Header(
-        values["width"], values["height"], values["fps"], values["backend"], tuple(skeleton["names"]),
-        tuple(skeleton["parents"]), values["faces"],
-    )  # fmt: skip
-
-
 def page(found: Mapping[str, Any]) -> Page:
     """The reply to ``frames``."""
     return Page(
-        header(found["header"]) if found["header"] else None,
+        decode_header(found["header"]) if found["header"] else None,
         [record(values) for values in found["records"]],
         found["next"],
         found["end"],

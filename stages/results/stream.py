@@ -56,7 +56,7 @@ class ResultWriter:
             OSError: it cannot be created.
         """
         writer = cls(path, path.open("wb", buffering=0), 0)
-        writer._write(_encode_header(header))
+        writer._write({"poseward": VERSION, **encode_header(header)})
         return writer
 
     @classmethod
@@ -145,7 +145,7 @@ class Results:
         header = next(self._maps(0, -1), None)
         if header is None:
             raise ResultsError(f"{path}: not a results file, or cut short in its header")
-        self.header = _decode_header(path, header[0])
+        self.header = _checked_header(path, header[0])
         self._position = header[1]
 
     def __enter__(self) -> Results:
@@ -161,7 +161,7 @@ class Results:
         for value, position in self._maps(self._position, last):
             try:
                 record = decode_record(value)
-            except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            except (KeyError, TypeError, ValueError, AttributeError, OverflowError, IndexError) as error:
                 raise ResultsError(f"{self.path}: damaged {_after(last)}: {_reason(error)}") from error
             last = record.frame
             if self._follow:
@@ -258,6 +258,12 @@ def encode_record(record: FrameRecord) -> dict[str, Any]:
     }
     if record.failed is not None:
         value["failed"] = {"stage": record.failed.stage, "reason": record.failed.reason}
+    if record.damaged is not None:
+        value["damaged"] = record.damaged
+    if record.source is not None:
+        value["source"] = record.source
+    if record.size is not None:
+        value["size"] = list(record.size)
     return value
 
 
@@ -267,12 +273,15 @@ def decode_record(value: Mapping[str, Any]) -> FrameRecord:
     Raises:
         KeyError, TypeError, ValueError: a field is missing or is not what it must be.
     """
-    failed = value.get("failed")
+    failed, size = value.get("failed"), value.get("size")
     return FrameRecord(
         int(value["frame"]),
         float(value["time"]),
         [_decode_track(track) for track in value["tracks"]],
         Failure(str(failed["stage"]), str(failed["reason"])) if failed else None,
+        damaged=_text(value.get("damaged")),
+        source=_text(value.get("source")),
+        size=(int(size[0]), int(size[1])) if size else None,
     )
 
 
@@ -312,6 +321,10 @@ def _decode_track(value: Mapping[str, Any]) -> Track:
     )
 
 
+def _text(value: Any) -> str | None:
+    return None if value is None else str(value)
+
+
 def _array(value: Mapping[str, Any], name: str) -> F32:
     array, shape = value[name], _SHAPES[name]
     if not isinstance(array, np.ndarray) or array.dtype != np.float32:
@@ -325,31 +338,46 @@ def _f32(array: Any) -> F32:
     return np.ascontiguousarray(array, dtype=np.float32)
 
 
-def _encode_header(header: Header) -> dict[str, Any]:
+def encode_header(header: Header) -> dict[str, Any]:
+    """The header as a map, as it stands in the file but for the layout's version."""
     return {
-        "poseward": VERSION,
         "width": header.width,
         "height": header.height,
         "fps": float(header.fps),
+        "rate": list(header.rate),
+        "variable": header.variable,
+        "focal": float(header.focal),
+        "principal": [float(part) for part in header.principal],
         "backend": header.backend,
         "skeleton": {"names": list(header.joint_names), "parents": list(header.joint_parents)},
         "faces": np.ascontiguousarray(header.faces, dtype=np.int32),
     }
 
 
-def _decode_header(path: Path, value: Any) -> Header:
+def decode_header(value: Mapping[str, Any]) -> Header:
+    """The header of a map. What earlier versions did not write is by their convention.
+
+    Raises:
+        KeyError, TypeError, ValueError: a field is missing or is not what it must be.
+    """
+    skeleton, faces = value["skeleton"], value["faces"]
+    if not isinstance(faces, np.ndarray) or faces.dtype != np.int32 or faces.shape[1:] != (3,):
+        raise ValueError("faces is not an int32 array of shape (F, 3)")
+    rate, principal = value.get("rate", (0, 0)), value.get("principal", (0.0, 0.0))
+    return Header(
+        int(value["width"]), int(value["height"]), float(value["fps"]), str(value["backend"]),
+        tuple(str(name) for name in skeleton["names"]), tuple(int(parent) for parent in skeleton["parents"]),
+        faces, (int(rate[0]), int(rate[1])), bool(value.get("variable", False)), float(value.get("focal", 0.0)),
+        (float(principal[0]), float(principal[1])),
+    )  # fmt: skip
+
+
+def _checked_header(path: Path, value: Any) -> Header:
     if not isinstance(value, dict) or "poseward" not in value:
         raise ResultsError(f"{path}: not a results file")
     if value["poseward"] != VERSION:
         raise ResultsError(f"{path}: version {value['poseward']} of the format; this program reads {VERSION}")
     try:
-        skeleton, faces = value["skeleton"], value["faces"]
-        if not isinstance(faces, np.ndarray) or faces.dtype != np.int32 or faces.shape[1:] != (3,):
-            raise ValueError("faces is not an int32 array of shape (F, 3)")
-        return Header(
-            int(value["width"]), int(value["height"]), float(value["fps"]), str(value["backend"]),
-            tuple(str(name) for name in skeleton["names"]), tuple(int(parent) for parent in skeleton["parents"]),
-            faces,
-        )  # fmt: skip
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        return decode_header(value)
+    except (KeyError, TypeError, ValueError, OverflowError, IndexError) as error:
         raise ResultsError(f"{path}: damaged header: {_reason(error)}") from error

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.records import Failure, FrameRecord, Header, Track
-from stages.results.stream import ResultsError, ResultWriter, encode_record, read_results
+from stages.results.stream import ResultsError, ResultWriter, encode_header, encode_record, read_results
 from stages.transport.wire import pack_value
 from tests.paths import ROOT
 
@@ -270,3 +270,30 @@ def test_the_documented_examples_run(number: int, tmp_path: Path, monkeypatch: p
     monkeypatch.chdir(tmp_path)
     exec(compile(examples[number], "docs/results.md", "exec"), {"print": lambda *words: printed.append(words)})
     assert len(printed) >= 6, "three frames with two people each"
+
+
+def test_what_a_header_and_a_record_say_of_the_input_comes_back(tmp_path: Path) -> None:
+    header = replace(HEADER, rate=(30000, 1001), variable=True, focal=900.0, principal=(30.0, 25.5))
+    writer = ResultWriter.create(tmp_path / "frames", header)
+    said = FrameRecord(0, 0.0, damaged="the end of it is missing", source="IMG_7.heic", size=(4032, 3024))
+    writer.append(said)
+    writer.append(FrameRecord(1, 0.1))
+    writer.close()
+    with read_results(tmp_path / "frames") as results:
+        found = results.header
+        assert (found.rate, found.variable, found.focal) == ((30000, 1001), True, 900.0)
+        assert found.principal == (30.0, 25.5)
+        first, second = results
+    assert (first.damaged, first.source, first.size) == (said.damaged, said.source, said.size)
+    assert (second.damaged, second.source, second.size) == (None, None, None)
+
+
+def test_a_header_without_rate_and_camera_has_those_of_the_convention(tmp_path: Path) -> None:
+    assert HEADER.rate == (2997, 100)
+    assert replace(HEADER, fps=0.0, rate=(0, 0)).rate == (0, 1)
+    assert (HEADER.focal, HEADER.principal) == (5000 / 256 * 64, (32.0, 24.0))
+    new = ("rate", "variable", "focal", "principal")
+    old = {key: value for key, value in encode_header(HEADER).items() if key not in new}
+    (tmp_path / "old").write_bytes(pack_value({"poseward": 1, **old}))
+    with read_results(tmp_path / "old") as results:
+        assert (results.header.rate, results.header.focal) == (HEADER.rate, HEADER.focal)

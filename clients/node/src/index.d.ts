@@ -126,13 +126,27 @@ export interface FrameRecord {
   tracks: Track[];
   /** Why there is no result: the frame was skipped, and the job went on. */
   failed?: { stage: string; reason: string };
+  /** Why the picture is not wholly the one that was filmed; it was worked on all the same. */
+  damaged?: string;
+  /** File name of the image, in a folder of images. */
+  source?: string;
+  /** [width, height] of a picture of another size than the header's; it was fitted into that, middle on middle. */
+  size?: [number, number];
 }
 
 export interface Header {
-  /** Pixels. */
+  /** Square pixels. */
   width: number;
   height: number;
+  /** Nominal frames per second, 0 for a single image. */
   fps: number;
+  /** The same as a fraction, such as [30000, 1001]. */
+  rate: [number, number];
+  /** true: the frames do not follow each other at one distance; go by their times. */
+  variable: boolean;
+  /** A point p before the camera is at pixel focal * p[:2] / p[2] + principal. */
+  focal: number;
+  principal: [number, number];
   backend: string;
   /** 24 joints; the parent of the root is -1. */
   skeleton: { names: string[]; parents: number[] };
