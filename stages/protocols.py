@@ -49,6 +49,17 @@ class MeshRegressor(Protocol):
     def regress(self, frames: Sequence[Frame], detections: Sequence[Detections]) -> list[People]: ...
 
 
+class Follower(Protocol):
+    """Regresses body meshes of people whom it follows from frame to frame.
+
+    ``follow`` is a pure function: of the frames before it knows what stands in ``state`` alone, which is empty before
+    a job's first frame and afterwards what it returned for the frame before, as it was or as it came back from the
+    journal. Frames come in order; those that have failed are left out.
+    """
+
+    def follow(self, frame: Frame, found: Detections, state: bytes) -> tuple[People, bytes]: ...
+
+
 class Tracker(Protocol):
     """A deterministic fold over frames, in order. Its whole state can be saved and restored.
 
@@ -83,6 +94,10 @@ class DetectorFactory(Protocol):
 
 class MeshFactory(Protocol):
     def __call__(self, options: Mapping[str, Any], report: Report) -> MeshRegressor: ...
+
+
+class FollowerFactory(Protocol):
+    def __call__(self, options: Mapping[str, Any], report: Report) -> Follower: ...
 
 
 class TrackerFactory(Protocol):
@@ -199,7 +214,7 @@ def _no_files(options: Mapping[str, Any], *, thorough: bool) -> Sequence[ModelFi
 @dataclass(frozen=True)
 class Backend:
     """One model family: factories (which import and load), what a fork server may import beforehand, and what the
-    family knows of its packages and files. Everything from ``load_tracking`` on may be left out."""
+    family knows of its packages and files. Everything from ``follower`` on may be left out."""
 
     name: str
     detector: DetectorFactory
@@ -209,6 +224,8 @@ class Backend:
     body: BodyFactory
     preload: Mapping[str, tuple[str, ...]]
     """Per stage (detect, mesh, track): modules that are safe to import before a fork."""
+    follower: FollowerFactory | None = None
+    """Takes the place of ``mesh`` where people are followed from frame to frame."""
     load_tracking: LoadTracking = _nothing_to_load
     exports: Mapping[str, Callable[[Path, Path], Path]] = field(default_factory=dict)
     """Exports that only this family has: each takes a frames.msgpack and a folder, and returns what it wrote."""

@@ -29,6 +29,8 @@ class Active:
     tracked: bool = False
     ended: bool = False
     next_frame: int = 0
+    state: bytes | None = None
+    """What a follower knew before ``next_frame``, as track has journaled it."""
     counts: dict[str, int] = field(default_factory=lambda: {"decode": 0, "detect": 0, "mesh": 0})
     seconds: dict[str, float] = field(default_factory=dict)
     restarts: list[dict[str, Any]] = field(default_factory=list)

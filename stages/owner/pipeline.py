@@ -13,6 +13,7 @@ import shutil
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,11 +65,14 @@ class Pipeline:
         patient: bool = False,
         wake: int | None = None,
     ) -> None:
-        self._settings = settings
         self._on_event = on_event
         self._patient = patient
         check_faults(settings)
         backend = find_backend(settings.backend)
+        self._idle_replicas = settings.mesh.replicas - 1 if backend.follower is not None else 0
+        if self._idle_replicas:
+            settings = replace(settings, mesh=replace(settings.mesh, replicas=1))
+        self._settings = settings
         with contextlib.ExitStack() as made:
             self._ring = Ring.create(settings.slots, slot_bytes(settings))
             made.callback(self._ring.close)
@@ -94,6 +98,11 @@ class Pipeline:
     def start(self) -> None:
         """Start the stage processes; returns at once, readiness comes as events."""
         self._supervisor.start()
+        if self._idle_replicas:
+            self._tell(
+                "mesh", "one process", f"backend {self._settings.backend} follows people from frame to frame: more "
+                "processes would wait for each other; stages.mesh.threads makes use of more cores",
+            )  # fmt: skip
 
     def submit(self, job: Job) -> None:
         """Queue a job. Jobs are worked on in order, urgent ones beside the video that is in work."""
@@ -178,7 +187,7 @@ class Pipeline:
 
     def _go(self, active: Active) -> None:
         if active.opened and active.tracked:
-            self._send("decode", "go", {"job": active.number, "start": active.next_frame})
+            self._send("decode", "go", {"job": active.number, "start": active.next_frame, "state": active.state})
 
     def _tell_suspects(self, active: Active, stage: str) -> None:
         if frames := active.isolated.get(stage):
@@ -325,12 +334,15 @@ class Pipeline:
         active = self._active.get(int(payload["job"]))
         if active is None:
             return
-        if kind == "worked":
+        if kind == "gap":
+            self._tell(stage, "gap", f"before frame {payload['frame']} of {active.job.id}: replaying")
+            self._raise_epoch(lost=True)
+        elif kind == "worked":
             self._count(active, stage, int(payload["count"]), float(payload["seconds"]))
         elif kind == "opened":
             self._on_opened(active, payload["info"])
         elif kind == "resumed":
-            self._on_resumed(active, int(payload["next"]))
+            self._on_resumed(active, payload)
         elif kind == "committed":
             self._on_committed(active, payload)
         elif kind == "ended":
@@ -356,21 +368,19 @@ class Pipeline:
         else:
             self._track(active)
 
-    def _on_resumed(self, active: Active, next_frame: int) -> None:
+    def _on_resumed(self, active: Active, payload: dict[str, Any]) -> None:
         again = active.next_frame > 0 or bool(active.restarts)
         active.tracked = True
-        active.next_frame = next_frame
-        self._send("decode", "commit", {"job": active.number, "next": next_frame})
+        self._tell_committed(active, payload)
         self._go(active)
         if again:
             self._raise_epoch()
 
     def _on_committed(self, active: Active, payload: dict[str, Any]) -> None:
-        active.next_frame = int(payload["next"])
         active.replays = 0
         self._count(active, "track", 1, float(payload["seconds"]))
         self._last_commit = time.monotonic()
-        self._send("decode", "commit", {"job": active.number, "next": active.next_frame})
+        self._tell_committed(active, payload)
         self._blamed.committed(active.number, active.next_frame)
         if self._last_commit - active.progress_sent > PROGRESS_EVERY:
             active.progress_sent = self._last_commit
@@ -378,6 +388,10 @@ class Pipeline:
         total = active.info["frames"] if active.info else None
         if total is not None:
             self._check_failures(active, int(payload["failed"]), int(total))
+
+    def _tell_committed(self, active: Active, payload: dict[str, Any]) -> None:
+        active.next_frame, active.state = int(payload["next"]), payload["state"]
+        self._send("decode", "commit", {"job": active.number, "next": active.next_frame, "state": active.state})
 
     def _on_finished(self, active: Active, payload: dict[str, Any]) -> None:
         active.next_frame = frames = int(payload["frames"])

@@ -2,7 +2,8 @@
 
 Decode is where replay starts. It remembers every frame it has emitted until that frame is committed; when
 the epoch rises it emits them all again, in order, from their slots. After its own death it finds whole frames
-in the ring again and decodes the rest anew, from the exact frame.
+in the ring again and decodes the rest anew, from the exact frame. Where people are followed, the first frame of a job
+in an epoch carries what was known before it: the state that was committed with the frame before.
 """
 
 from __future__ import annotations
@@ -55,6 +56,12 @@ class Reading:
     """None until the owner says from which frame on."""
     next_frame: int = 0
     ended: bool = False
+    committed: int = 0
+    """Frames before this one are safe."""
+    state: bytes | None = None
+    """What a follower knew after them."""
+    begins: bool = True
+    """Nothing of it has been emitted yet in this epoch."""
 
 
 MOST_FAILED = 1000
@@ -102,9 +109,9 @@ class Decode:
         if kind == "open":
             self._open(job, str(payload["source"]), bool(payload["urgent"]))
         elif kind == "go":
-            self._go(job, int(payload["start"]))
+            self._go(job, int(payload["start"]), payload["state"])
         elif kind == "commit":
-            self._commit(job, int(payload["next"]))
+            self._commit(job, int(payload["next"]), payload["state"])
         elif kind == "skip":  # may come before the job is open
             self._skipped.setdefault(job, {})[int(payload["frame"])] = str(payload["reason"])
         elif kind == "drop":
@@ -133,11 +140,12 @@ class Decode:
         }  # fmt: skip
         self._link.send("opened", {"job": job, "info": described})
 
-    def _go(self, job: int, start: int) -> None:
+    def _go(self, job: int, start: int, state: bytes | None) -> None:
         """Begin at frame ``start``: first with what stands in the ring without a gap, then by decoding."""
         reading = self._readings.get(job)
         if reading is None or reading.frames is not None:
             return
+        reading.committed, reading.state = start, state
         frame = start
         while (entry := self._found.pop((job, frame), None)) is not None:
             pending = Pending(job, frame, entry.time, entry.slot, entry.generation)
@@ -149,7 +157,10 @@ class Decode:
         reading.next_frame = frame
         reading.frames = reading.source.frames(frame)
 
-    def _commit(self, job: int, next_frame: int) -> None:
+    def _commit(self, job: int, next_frame: int, state: bytes | None) -> None:
+        reading = self._readings.get(job)
+        if reading is not None and next_frame > reading.committed:
+            reading.committed, reading.state = next_frame, state
         for key in [key for key in self._pending if key[0] == job and key[1] < next_frame]:
             if self._pending[key].end is None:
                 self._forget(key)
@@ -172,6 +183,8 @@ class Decode:
 
     def _new_epoch(self) -> None:
         self._replay = list(self._pending.values())
+        for reading in self._readings.values():
+            reading.begins = True
 
     def _forget(self, key: tuple[int, int]) -> None:
         pending = self._pending.pop(key)
@@ -225,10 +238,7 @@ class Decode:
                 )
         reading.next_frame = decoded.index + 1
         self._pending[pending.job, pending.frame] = pending
-        if corrupt:
-            self._loop.send(CORRUPT, reading.urgent)
-        else:
-            self._emit(pending)
+        self._emit(pending, corrupt=corrupt)
         seconds = time.perf_counter() - started
         self._link.send("worked", {"job": reading.job, "count": 1, "seconds": seconds})
 
@@ -269,7 +279,7 @@ class Decode:
         self._emit(pending)
         self._link.send("ended", {"job": reading.job, "frames": reading.next_frame})
 
-    def _emit(self, pending: Pending) -> None:
+    def _emit(self, pending: Pending, *, corrupt: bool = False) -> None:
         epoch = self._loop.epoch
         if pending.end is not None:
             pending.end.epoch = epoch
@@ -277,11 +287,20 @@ class Decode:
             return
         reading = self._readings[pending.job]
         info = reading.source.info
+        if pending.frame < reading.committed:
+            # Track has committed more than it had said when this reading began.
+            self._forget((pending.job, pending.frame))
+            return
+        if reading.begins and pending.frame != reading.committed:
+            raise RuntimeError(f"job {pending.job} goes on at {pending.frame}, not at {reading.committed}")
         failed = Failure("decode", pending.failed) if pending.failed is not None else None
-        self._loop.pass_on(
-            FrameMessage(
-                epoch=epoch, job=pending.job, frame=pending.frame, time=pending.time, slot=pending.slot,
-                generation=pending.generation, width=info.width, height=info.height, failed=failed,
-                urgent=reading.urgent,
-            )
+        message = FrameMessage(
+            epoch=epoch, job=pending.job, frame=pending.frame, time=pending.time, slot=pending.slot,
+            generation=pending.generation, width=info.width, height=info.height, failed=failed,
+            urgent=reading.urgent, state=reading.state if reading.begins else None,
         )  # fmt: skip
+        reading.begins = False
+        if corrupt:
+            self._loop.send(CORRUPT, reading.urgent)
+        else:
+            self._loop.pass_on(message)

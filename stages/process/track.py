@@ -40,7 +40,7 @@ from supervisor.child import Link
 RESULTS_NAME = "frames.msgpack"
 """Name of the growing results file in a job's work folder."""
 
-SNAPSHOT_LAYOUT = 1
+SNAPSHOT_LAYOUT = 2
 """Raise it whenever a snapshot would be misread by the code that follows. Others are left out, and what they
 held is folded again from the journal."""
 
@@ -105,6 +105,8 @@ class Fold:
         self._every = config.snapshot_every
         self._skipped = skipped
         self._doing = doing
+        self.state: bytes | None = None if backend.follower is None else b""
+        """What the follower knew after the last committed frame."""
         self._tally = Tally()
         self.journal = Journal.open(folder)
         self._new_tracker = partial(backend.tracker, options, width, height, fps)
@@ -174,6 +176,7 @@ class Fold:
                 "time": message.time,
                 "people": None if message.people is None else encode_people(message.people),
                 "failed": None if failed is None else [failed.stage, failed.reason],
+                **({} if message.state is None else {"state": message.state}),
             }
         )
         with self._doing(message.frame):
@@ -201,6 +204,7 @@ class Fold:
     def _fold(self, frame: int, payload: bytes) -> None:
         # Always through the bytes, never from the live message: a replayed fold must see the very same input.
         value = unpack_value(payload)
+        self.state = value.get("state", self.state)
         if value["failed"] is not None:
             stage, reason = value["failed"]
             self._tally.failures[frame] = Failure(stage, reason)
@@ -226,6 +230,7 @@ class Fold:
             "source": self._source,
             "backend": self._backend.name,
             "tracker": self._tracker.snapshot(),
+            "state": self.state,
             "offset": self._writer.offset,
             "people": self._tally.people,
             "ids": sorted(self._tally.ids),
@@ -250,6 +255,7 @@ class Fold:
             raise SourceChangedError(f"{self._folder}: {CHANGED.format(now=self._source, then=begun)}")
         self._tracker = self._new_tracker()
         self._tracker.restore(bytes(state["tracker"]))
+        self.state = state["state"]
         failures = {int(n): Failure(stage, reason) for n, stage, reason in state["failures"]}
         self._tally = Tally(int(state["people"]), set(state["ids"]), failures)
         return int(state["offset"])
@@ -318,7 +324,7 @@ class Track:
             return
         self._folds[job] = fold
         self._waiting[job] = {}
-        self._link.send("resumed", {"job": job, "next": fold.next_frame})
+        self._link.send("resumed", {"job": job, "next": fold.next_frame, "state": fold.state})
 
     def _close(self, job: int) -> None:
         fold = self._folds.pop(job, None)
@@ -370,8 +376,8 @@ class Track:
         fold.commit(message)
         self._link.send(
             "committed",
-            {"job": message.job, "next": fold.next_frame, "seconds": time.perf_counter() - started,
-             "failed": fold.failed},
+            {"job": message.job, "next": fold.next_frame, "state": fold.state,
+             "seconds": time.perf_counter() - started, "failed": fold.failed},
         )  # fmt: skip
 
     def _finish(self, message: EndMessage, fold: Fold) -> None:

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from stages.process.chain import Chain
 from stages.process.faults import FaultPlan
 from stages.process.loop import CORRUPT, Reporter, StageLoop
 from stages.process.start import StageConfig
@@ -36,6 +37,14 @@ def main(link: Link, values: Mapping[str, Any]) -> None:
         def process(frames: list[Frame], messages: list[FrameMessage]) -> None:
             for message, found in zip(messages, detector.detect(frames), strict=True):
                 message.detections = found
+    elif backend.follower is not None:
+        follower = backend.follower(options, report)
+
+        def process(frames: list[Frame], messages: list[FrameMessage]) -> None:
+            for frame, message in zip(frames, messages, strict=True):
+                people, message.state = follower.follow(frame, _detections(message), message.state or b"")
+                message.people = people if config.vertices else _without_vertices(people)
+                message.detections = None
     else:
         regressor = backend.mesh(options, report)
 
@@ -50,7 +59,8 @@ def main(link: Link, values: Mapping[str, Any]) -> None:
     receiver = config.receiver(link.context)
     if receiver is None:
         raise ValueError(f"{config.stage} has no pipe to receive from")
-    worker = Worker(link, config, receiver, Ring.attach(config.ring_fd), process)
+    chain = Chain() if config.stage == "mesh" and backend.follower is not None else None
+    worker = Worker(link, config, receiver, Ring.attach(config.ring_fd), process, chain)
     link.ready(backend=config.backend)
     worker.run()
 
@@ -77,14 +87,25 @@ class Worker:
     A batch holds up to as many frames as the controller allows; a frame under suspicion of having killed
     the stage is worked on alone, and one that is to be skipped passes through marked as failed. What was found in
     the latest frames is kept: when they come again because another stage has died, it is sent again.
+
+    With a chain, people are followed: frames are worked on one after the other, each knowing what the chain hands on.
     """
 
-    def __init__(self, link: Link, config: StageConfig, receiver: Receiver, ring: Ring, process: Process) -> None:
+    def __init__(
+        self,
+        link: Link,
+        config: StageConfig,
+        receiver: Receiver,
+        ring: Ring,
+        process: Process,
+        chain: Chain | None = None,
+    ) -> None:
         self._link = link
         self._stage = config.stage
         self._receiver = receiver
         self._ring = ring
         self._process = process
+        self._chain = chain
         self._batch = BatchController(config.batch)
         self._faults: FaultPlan = config.fault_plan()
         self._loop = StageLoop(link, receiver, config.sender(link.context), self._control, self._new_epoch)
@@ -92,8 +113,8 @@ class Worker:
         self._inbox: deque[FrameMessage | EndMessage] = deque()
         self._isolated: set[tuple[int, int]] = set()
         self._skipped: dict[tuple[int, int], str] = {}
-        self._found: dict[tuple[int, int], FrameMessage] = {}
-        """By job and frame, oldest first: as many as can be in flight."""
+        self._found: dict[tuple[int, int], tuple[FrameMessage, bytes | None]] = {}
+        """By job and frame, with the state before it, oldest first: as many as can be in flight."""
 
     def run(self) -> None:
         self._loop.run(self._turn)
@@ -115,9 +136,13 @@ class Worker:
         elif kind == "drop":
             self._isolated = {key for key in self._isolated if key[0] != job}
             self._skipped = {key: why for key, why in self._skipped.items() if key[0] != job}
-            self._found = {key: message for key, message in self._found.items() if key[0] != job}
+            self._found = {key: found for key, found in self._found.items() if key[0] != job}
+            if self._chain is not None:
+                self._chain.drop(job)
 
     def _new_epoch(self) -> None:
+        if self._chain is not None:
+            self._chain.clear()
         for inbox in (self._urgent, self._inbox):
             current = [message for message in inbox if message.epoch >= self._loop.epoch]
             inbox.clear()
@@ -134,13 +159,23 @@ class Worker:
                     self._link.send("corrupt", {"reason": str(error)})
                     continue
                 self._loop.raise_epoch(message.epoch)
-                if message.epoch == self._loop.epoch:
+                if message.epoch != self._loop.epoch:
+                    continue
+                if self._chain is None or isinstance(message, EndMessage):
                     inbox.append(message)
+                else:
+                    inbox.extend(self._chain.put(message))
 
     def _work(self, inbox: deque[FrameMessage | EndMessage]) -> None:
         """Take the next message, or the next batch, off an inbox."""
         first = inbox[0]
-        if isinstance(first, EndMessage) or first.failed is not None:
+        if isinstance(first, EndMessage):
+            self._loop.pass_on(first)
+            inbox.popleft()
+            return
+        if self._chain is not None:
+            first.state = self._chain.before(first.job)
+        if first.failed is not None:
             self._loop.pass_on(inbox.popleft())
             return
         reason = self._skipped.get((first.job, first.frame))
@@ -152,8 +187,11 @@ class Worker:
             return
         if self._is_found(first):
             inbox.popleft()
-            found = self._found[first.job, first.frame]
+            found, _ = self._found[first.job, first.frame]
             found.epoch = first.epoch
+            if self._chain is None:
+                found.state = first.state  # it may not have been the first of its epoch then
+            self._hand_on(found)
             self._loop.pass_on(found)
             self._link.send("worked", {"job": first.job, "count": 1, "seconds": 0.0})
             return
@@ -164,7 +202,11 @@ class Worker:
             try:
                 image = self._ring.view(message.slot, message.generation)
             except StaleSlot:
-                continue  # of a frame that was committed, or of a job that was cancelled
+                # Of a frame that was committed, or of a job that was cancelled.
+                if self._chain is not None:
+                    self._ask_again(message, inbox)
+                    return
+                continue
             frames.append(Frame(image, message.frame, message.time))
             messages.append(message)
         if messages:
@@ -172,12 +214,28 @@ class Worker:
 
     def _is_found(self, message: FrameMessage) -> bool:
         """Whether this very frame, still in the same slot, was worked on in an earlier epoch."""
-        found = self._found.get((message.job, message.frame))
-        return found is not None and (found.slot, found.generation) == (message.slot, message.generation)
+        found, before = self._found.get((message.job, message.frame), (None, None))
+        if found is None or (self._chain is not None and before != message.state):
+            return False
+        return (found.slot, found.generation) == (message.slot, message.generation)
+
+    def _hand_on(self, message: FrameMessage) -> None:
+        if self._chain is not None:
+            self._chain.after(message.job, message.state or b"")
+
+    def _ask_again(self, message: FrameMessage, inbox: deque[FrameMessage | EndMessage]) -> None:
+        """What follows a frame that cannot be worked on cannot be either, before a replay."""
+        assert self._chain is not None
+        self._chain.drop(message.job)
+        others = [other for other in inbox if isinstance(other, EndMessage) or other.job != message.job]
+        inbox.clear()
+        inbox.extend(others)
+        self._link.send("gap", {"job": message.job, "frame": message.frame})
 
     def _take_batch(self, inbox: deque[FrameMessage | EndMessage]) -> list[FrameMessage]:
         batch: list[FrameMessage] = []
-        while inbox and len(batch) < self._batch.size:
+        most = self._batch.size if self._chain is None else 1
+        while inbox and len(batch) < most:
             message = inbox[0]
             if isinstance(message, EndMessage) or message.failed is not None:
                 break
@@ -196,6 +254,7 @@ class Worker:
     ) -> None:
         # Blame is laid on (job, frame): urgent images of several jobs may share a batch.
         work = [[m.job, m.frame] for m in messages]
+        before = [m.state for m in messages]
         started = time.perf_counter()
         try:
             with self._link.working({"stage": self._stage, "work": work, "batch": len(work)}):
@@ -213,10 +272,13 @@ class Worker:
         if len(messages) >= self._batch.size:  # a smaller one says nothing about whether the next size would fit
             self._batch.succeeded()
         seconds = time.perf_counter() - started
-        for message, data in zip(messages, packed, strict=True):
+        for message, data, state in zip(messages, packed, before, strict=True):
             if self._ring.check(message.slot, message.generation):
+                self._hand_on(message)
                 self._loop.send(CORRUPT if corrupt else data, message.urgent)
-                self._found[message.job, message.frame] = message
+                self._found[message.job, message.frame] = message, state
+            elif self._chain is not None:
+                self._ask_again(message, inbox)
         while len(self._found) > self._ring.slots:
             del self._found[next(iter(self._found))]
         self._report(messages, seconds)

@@ -234,7 +234,9 @@ class FrameMessage:
 
     ``slot`` and ``generation`` say where its pixels stand in the ring (-1: nowhere); ``time`` is in seconds,
     ``width`` and ``height`` in pixels. What is ``urgent`` travels in the pipes' urgent lanes. A stage fills in what
-    it found, or why there is nothing.
+    it found, or why there is nothing. ``state`` is a follower's (`stages.protocols.Follower`): before mesh it stands in
+    the first frame of a job that decode emits in an epoch, and is what was known before that frame; behind mesh it
+    stands in every frame, and is what was known after it.
     """
 
     epoch: int
@@ -249,6 +251,7 @@ class FrameMessage:
     people: People | None = None
     failed: Failure | None = None
     urgent: bool = False
+    state: bytes | None = None
 
 
 @dataclass
@@ -293,6 +296,8 @@ def pack(message: Message) -> bytes:
         values["people"] = encode_people(message.people)
     if message.failed is not None:
         values["failed"] = [message.failed.stage, message.failed.reason]
+    if message.state is not None:
+        values["state"] = message.state
     return pack_value(values)
 
 
@@ -334,6 +339,7 @@ def unpack(data: bytes) -> Message:
         people=None if people is None else decode_people(people),
         failed=_failure(values.get("failed")),
         urgent=_flag(values, "urgent"),
+        state=_bytes_or_none(values, "state"),
     )
 
 
@@ -362,6 +368,13 @@ def _text_or_none(values: dict[str, Any], key: str) -> str | None:
     value = values.get(key)
     if value is not None and not isinstance(value, str):
         raise WireError(f"{key} must be text, not {_shortly(value)}")
+    return value
+
+
+def _bytes_or_none(values: dict[str, Any], key: str) -> bytes | None:
+    value = values.get(key)
+    if value is not None and not isinstance(value, bytes):
+        raise WireError(f"{key} must be bytes, not {_shortly(value)}")
     return value
 
 

@@ -27,6 +27,7 @@ import stages.process.track
 from stages.owner.jobs import Job, JobDone, JobEvent, JobFailed
 from stages.owner.pipeline import Pipeline
 from stages.owner.processes import stage_of
+from stages.process.chain import Chain
 from stages.process.decode import Decode
 from stages.process.loop import CORRUPT
 from stages.process.start import StageConfig
@@ -41,6 +42,8 @@ from stages.transport.wire import FrameMessage, unpack
 from supervisor import events as ev
 from supervisor.spec import ProcessSpec
 from tests.stages.blocks import BACKEND, Cubes
+from tests.stages.following_blocks import BACKEND as FOLLOWING
+from tests.stages.following_blocks import Followed
 
 SIDE = 4
 """Pixels of a frame's side."""
@@ -151,11 +154,12 @@ class Process:
         if stage_of(self.name) == "decode":
             self.stage = Decode(link, self.config, ring)
         elif stage_of(self.name) == "track":
-            self.stage = WatchedTrack(link, self.config, BACKEND)
+            self.stage = WatchedTrack(link, self.config, FOLLOWING if self.world.follows else BACKEND)
         else:
-            work = detect if stage_of(self.name) == "detect" else regress
             receiver: Any = self.config.receiver(link.context)
-            self.stage = Worker(link, self.config, receiver, ring, work)
+            chain = Chain() if self.world.follows and stage_of(self.name) == "mesh" else None
+            work = detect if stage_of(self.name) == "detect" else regress if chain is None else follow
+            self.stage = Worker(link, self.config, receiver, ring, work, chain)
         self.out.append(ev.Ready(self.name, 0.0))
 
     def step(self, fuse: int | None = None) -> bool:
@@ -229,6 +233,13 @@ def regress(frames: Any, messages: Any) -> None:
         message.people, message.detections = people, None
 
 
+def follow(frames: Any, messages: Any) -> None:
+    (frame,), (message,) = frames, messages
+    follower = Followed({}, lambda detail, fraction=None: None)
+    message.people, message.state = follower.follow(frame, message.detections, message.state)
+    message.detections = None
+
+
 class World:
     """The pipeline under a schedule. A context manager.
 
@@ -236,10 +247,20 @@ class World:
         folder: of the jobs' work folders.
         jobs: frames of each job; those behind the first are urgent.
         most_deaths: that a frame may meet at a stage; three make it poison.
+        follows: the backend follows people, and two processes of detect deliver to one of mesh.
     """
 
-    def __init__(self, folder: Path, jobs: tuple[int, ...], most_deaths: int = 2, replicas: int = 2) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        jobs: tuple[int, ...],
+        most_deaths: int = 2,
+        replicas: int = 2,
+        *,
+        follows: bool = False,
+    ) -> None:
         self.now = 0.0
+        self.follows = follows
         self.pipes: dict[str, Pipe] = {}
         self.processes: dict[str, Process] = {}
         self.events: list[JobEvent] = []
@@ -252,8 +273,10 @@ class World:
         self._stack = ExitStack()
         self._next: Process | None = None
         self._settings = PipelineSettings(
-            backend="tests.stages.blocks", slots=5, max_pixels=SIDE * SIDE, ring_mb=1, pipe_depth=1, snapshot_every=4,
-            max_failed_fraction=1.0, detect=StageSettings(batch=2), mesh=StageSettings(batch=3, replicas=replicas),
+            backend=FOLLOWING.name if follows else BACKEND.name, slots=5, max_pixels=SIDE * SIDE, ring_mb=1,
+            pipe_depth=1, snapshot_every=4, max_failed_fraction=1.0,
+            detect=StageSettings(batch=2, replicas=replicas if follows else 1),
+            mesh=StageSettings(batch=3, replicas=replicas),
         )  # fmt: skip
         self._jobs = jobs
 

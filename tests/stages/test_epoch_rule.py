@@ -24,8 +24,8 @@ STEP = st.tuples(st.integers(0, 99), st.integers(0, 2**10), st.integers(0, 2**10
 
 
 @functools.cache
-def undisturbed() -> tuple[bytes, ...]:
-    with tempfile.TemporaryDirectory() as folder, World(Path(folder), JOBS) as world:
+def undisturbed(*, follows: bool = False) -> tuple[bytes, ...]:
+    with tempfile.TemporaryDirectory() as folder, World(Path(folder), JOBS, replicas=1, follows=follows) as world:
         world.finish()
         return tuple(world.results(number).read_bytes() for number in range(len(JOBS)))
 
@@ -67,36 +67,36 @@ def check_order(world: World) -> None:
         assert world.journaled[f"job{number}"] == list(range(frames))
 
 
-def check(steps: Steps) -> None:
-    with tempfile.TemporaryDirectory() as folder, World(Path(folder), JOBS) as world:
+def check(steps: Steps, *, follows: bool = False) -> None:
+    with tempfile.TemporaryDirectory() as folder, World(Path(folder), JOBS, follows=follows) as world:
         play(world, steps)
         world.finish()
         check_order(world)
         assert sum(isinstance(event, JobDone) for event in world.events) == len(JOBS), world.events[-3:]
-        for number, expected in enumerate(undisturbed()):
+        for number, expected in enumerate(undisturbed(follows=follows)):
             assert world.results(number).read_bytes() == expected
         assert world.kept() == {}
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
-@given(st.lists(STEP, min_size=300, max_size=900))
-def test_any_interleaving_gives_the_results_of_an_undisturbed_run(steps: Steps) -> None:
-    check(steps)
+@given(st.lists(STEP, min_size=300, max_size=900), st.booleans())
+def test_any_interleaving_gives_the_results_of_an_undisturbed_run(steps: Steps, follows: bool) -> None:
+    check(steps, follows=follows)
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
-@given(st.integers(0, 2**32))
-def test_long_schedules(seed: int) -> None:
+@given(st.integers(0, 2**32), st.booleans())
+def test_long_schedules(seed: int, follows: bool) -> None:
     """What lists of steps seldom reach: jobs that end in the middle of it all."""
     chance = Random(seed)
     steps = [(chance.randrange(100), chance.randrange(1024), chance.randrange(1024)) for _ in range(1500)]
-    check(steps)
+    check(steps, follows=follows)
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
-@given(st.lists(STEP, min_size=300, max_size=900))
-def test_frames_that_keep_killing_are_failed_and_all_are_there_once(steps: Steps) -> None:
-    with tempfile.TemporaryDirectory() as folder, World(Path(folder), JOBS, most_deaths=1000) as world:
+@given(st.lists(STEP, min_size=300, max_size=900), st.booleans())
+def test_frames_that_keep_killing_are_failed_and_all_are_there_once(steps: Steps, follows: bool) -> None:
+    with tempfile.TemporaryDirectory() as folder, World(Path(folder), JOBS, most_deaths=1000, follows=follows) as world:
         play(world, steps)
         world.finish()
         check_order(world)
