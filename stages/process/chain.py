@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 
 from stages.transport.wire import FrameMessage
 
-
 MOST_JOBS = 256
 """Jobs that are remembered in an epoch; frames of a cancelled one may come after it is forgotten."""
 
@@ -38,7 +37,7 @@ class Chain:
             del self._links[next(iter(self._links))]
         if message.state is not None and link.next_frame < 0:
             link.next_frame, link.state = message.frame, message.state
-        if 0 <= link.next_frame and message.frame < link.next_frame:
+        if link.next_frame >= 0 and message.frame < link.next_frame:
             return []
         link.waiting[message.frame] = message
         ready = []

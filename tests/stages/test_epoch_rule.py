@@ -96,7 +96,10 @@ def test_long_schedules(seed: int, follows: bool) -> None:
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.lists(STEP, min_size=300, max_size=900), st.booleans())
 def test_frames_that_keep_killing_are_failed_and_all_are_there_once(steps: Steps, follows: bool) -> None:
-    with tempfile.TemporaryDirectory() as folder, World(Path(folder), JOBS, most_deaths=1000, follows=follows) as world:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        World(Path(folder), JOBS, most_deaths=1000, follows=follows) as world,
+    ):
         play(world, steps)
         world.finish()
         check_order(world)
