@@ -41,6 +41,11 @@ class Active:
     last_death: float = -math.inf
     progress_sent: float = 0.0
 
+    @property
+    def stop(self) -> int | None:
+        """The frame before which it ends, where that is not its input's end."""
+        return None if self.job.segment is None else self.job.segment[1]
+
     def worked(self, stage: str, count: int, seconds: float) -> None:
         self.counts[stage] = self.counts.get(stage, 0) + count
         self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds

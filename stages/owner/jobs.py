@@ -22,6 +22,8 @@ class Job:
     source: str
     folder: str
     urgent: bool = False
+    segment: tuple[int, int] | None = None
+    """First frame and the one after the last, of a job of which only the journal of these frames is wanted."""
 
 
 @dataclass(frozen=True)

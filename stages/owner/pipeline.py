@@ -183,11 +183,13 @@ class Pipeline:
     def _track(self, active: Active) -> None:
         if active.info is not None and "track" in self._ready:
             self._tell_suspects(active, "track")
-            self._send("track", "job", {"job": active.number, "folder": active.job.folder, "info": active.info})
+            wanted = {"folder": active.job.folder, "info": active.info, "segment": active.job.segment}
+            self._send("track", "job", {"job": active.number, **wanted})
 
     def _go(self, active: Active) -> None:
         if active.opened and active.tracked:
-            self._send("decode", "go", {"job": active.number, "start": active.next_frame, "state": active.state})
+            begin = {"start": active.next_frame, "stop": active.stop, "state": active.state}
+            self._send("decode", "go", {"job": active.number, **begin})
 
     def _tell_suspects(self, active: Active, stage: str) -> None:
         if frames := active.isolated.get(stage):

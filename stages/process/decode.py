@@ -55,6 +55,8 @@ class Reading:
     frames: Iterator[Decoded] | None = None
     """None until the owner says from which frame on."""
     next_frame: int = 0
+    stop: int | None = None
+    """The frame before which it ends, where only a segment of it is wanted."""
     ended: bool = False
     committed: int = 0
     """Frames before this one are safe."""
@@ -109,7 +111,7 @@ class Decode:
         if kind == "open":
             self._open(job, str(payload["source"]), bool(payload["urgent"]))
         elif kind == "go":
-            self._go(job, int(payload["start"]), payload["state"])
+            self._go(job, int(payload["start"]), payload["state"], payload.get("stop"))
         elif kind == "commit":
             self._commit(job, int(payload["next"]), payload["state"])
         elif kind == "skip":  # may come before the job is open
@@ -140,12 +142,12 @@ class Decode:
         }  # fmt: skip
         self._link.send("opened", {"job": job, "info": described})
 
-    def _go(self, job: int, start: int, state: bytes | None) -> None:
+    def _go(self, job: int, start: int, state: bytes | None, stop: int | None) -> None:
         """Begin at frame ``start``: first with what stands in the ring without a gap, then by decoding."""
         reading = self._readings.get(job)
         if reading is None or reading.frames is not None:
             return
-        reading.committed, reading.state = start, state
+        reading.committed, reading.state, reading.stop = start, state, stop
         frame = start
         while (entry := self._found.pop((job, frame), None)) is not None:
             pending = Pending(job, frame, entry.time, entry.slot, entry.generation)
@@ -220,6 +222,9 @@ class Decode:
     def _decode_one(self, reading: Reading) -> None:
         assert reading.frames is not None
         frame = reading.next_frame
+        if frame == reading.stop:
+            self._end(reading)
+            return
         work = [[reading.job, frame]]
         started = time.perf_counter()
         with self._link.working({"stage": "decode", "work": work, "batch": 1}):

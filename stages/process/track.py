@@ -13,13 +13,14 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from stages.names import legible
 from stages.process.loop import Reporter, StageLoop
+from stages.process.segment import Segment, Tally, payload_of
 from stages.process.start import CHANGED, WHOLE_JOB, StageConfig, looks
 from stages.protocols import Backend, Tracker, find_backend
 from stages.records import Failure, FrameRecord, People
@@ -30,7 +31,6 @@ from stages.transport.wire import (
     FrameMessage,
     WireError,
     decode_people,
-    encode_people,
     pack_value,
     unpack,
     unpack_value,
@@ -63,15 +63,6 @@ def main(link: Link, values: Mapping[str, Any]) -> None:
     stage = Track(link, config, backend)
     link.ready(backend=config.backend)
     stage.run()
-
-
-@dataclass
-class Tally:
-    """What the fold has counted so far; part of every snapshot."""
-
-    people: int = 0
-    ids: set[int] = field(default_factory=set)
-    failures: dict[int, Failure] = field(default_factory=dict)
 
 
 class SourceChangedError(Exception):
@@ -170,15 +161,7 @@ class Fold:
 
     def commit(self, message: FrameMessage) -> None:
         """Journal one frame, which makes it safe, then fold it."""
-        failed = message.failed
-        payload = pack_value(
-            {
-                "time": message.time,
-                "people": None if message.people is None else encode_people(message.people),
-                "failed": None if failed is None else [failed.stage, failed.reason],
-                **({} if message.state is None else {"state": message.state}),
-            }
-        )
+        payload = payload_of(message)
         with self._doing(message.frame):
             self.journal.append(message.frame, payload)
             self._fold(message.frame, payload)
@@ -274,7 +257,7 @@ class Track:
             raise ValueError("track has no pipe to receive from")
         self._receiver = receiver
         self._loop = StageLoop(link, receiver, None, self._control, self._new_epoch)
-        self._folds: dict[int, Fold] = {}
+        self._folds: dict[int, Fold | Segment] = {}
         self._waiting: dict[int, dict[int, Message]] = {}
         self._skipped: dict[int, dict[int, str]] = {}
         self._finished: set[int] = set()
@@ -298,7 +281,7 @@ class Track:
     def _control(self, kind: str, payload: dict[str, Any]) -> None:
         job = int(payload["job"])
         if kind == "job":
-            self._open(job, Path(payload["folder"]), payload["info"])
+            self._open(job, Path(payload["folder"]), payload["info"], payload["segment"])
         elif kind == "skip":
             self._skipped.setdefault(job, {})[int(payload["frame"])] = str(payload["reason"])
         elif kind == "drop":
@@ -308,7 +291,7 @@ class Track:
         for waiting in self._waiting.values():
             waiting.clear()
 
-    def _open(self, job: int, folder: Path, info: Mapping[str, Any]) -> None:
+    def _open(self, job: int, folder: Path, info: Mapping[str, Any], segment: list[int] | None) -> None:
         if job in self._folds or job in self._finished:
             return
 
@@ -318,7 +301,11 @@ class Track:
         skipped = self._skipped.setdefault(job, {})
         try:
             with doing(WHOLE_JOB):  # until the first frame of the journal's tail, if there is one
-                fold = Fold(folder, self._backend, self._config, info, skipped, doing)
+                fold: Fold | Segment
+                if segment is None:
+                    fold = Fold(folder, self._backend, self._config, info, skipped, doing)
+                else:
+                    fold = Segment(folder, segment[0])
         except (JournalError, SourceChangedError, OSError) as error:
             self._unwritable(job, error)
             return
@@ -368,7 +355,7 @@ class Track:
         self._link.send("unwritable", told)
         self._close(job)
 
-    def _commit(self, message: FrameMessage, fold: Fold) -> None:
+    def _commit(self, message: FrameMessage, fold: Fold | Segment) -> None:
         started = time.perf_counter()
         if message.frame not in self._skipped[message.job]:
             with self._link.working({"stage": "track", "work": [[message.job, message.frame]], "batch": 1}):
@@ -380,7 +367,7 @@ class Track:
              "seconds": time.perf_counter() - started, "failed": fold.failed},
         )  # fmt: skip
 
-    def _finish(self, message: EndMessage, fold: Fold) -> None:
+    def _finish(self, message: EndMessage, fold: Fold | Segment) -> None:
         with self._link.working({"stage": "track", "work": [[message.job, WHOLE_JOB]]}):
             tally = fold.finish()
         self._finished.add(message.job)

@@ -46,19 +46,21 @@ class JournalFullError(JournalError):
 
 
 class Journal:
-    """Frames 0 to ``next_frame - 1`` of one job, in order, each exactly once. Use `Journal.open`.
+    """Frames ``first`` (0 but for segments) to ``next_frame - 1`` of one job, in order, each exactly once. Use
+    `Journal.open`.
 
     One process owns it, by a lock that the kernel drops when that process dies.
     """
 
-    def __init__(self, folder: Path, lock: int) -> None:
+    def __init__(self, folder: Path, lock: int, first: int = 0) -> None:
         self._folder = folder
+        self._first = first
         self._lock = lock
         self._segment = -1
-        self.next_frame = 0
+        self.next_frame = first
 
     @classmethod
-    def open(cls, folder: Path) -> Journal:
+    def open(cls, folder: Path, first: int = 0) -> Journal:
         """Open or create the journal in ``folder``; a torn or corrupt tail is cut off.
 
         Raises:
@@ -73,7 +75,7 @@ class Journal:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             _check_format(folder, lock)
-            journal = cls(folder, lock)
+            journal = cls(folder, lock, first)
             journal._recover()
         except BlockingIOError:
             os.close(lock)
@@ -168,7 +170,7 @@ class Journal:
     def first_frame(self) -> int:
         """The first frame that the journal still holds, or would: frames before the older snapshot are gone."""
         segments = self._paths(_SEGMENT)
-        return _number(segments[0]) if segments else 0
+        return _number(segments[0]) if segments else self._first
 
     def discard_snapshots(self, frame: int) -> None:
         """Remove the snapshots behind ``frame``: their reader cannot use them."""
@@ -202,7 +204,7 @@ class Journal:
                 path.unlink()
         whole = [_number(path) for path in self._paths(_SNAPSHOT)]
         # Only what a snapshot does not hold need be whole. Without one, all must be there from the first frame.
-        for start in [*reversed(whole), 0]:
+        for start in [*reversed(whole), self._first]:
             reached, segment, end = self._reach(start)
             if reached >= start:
                 break
@@ -225,7 +227,7 @@ class Journal:
         segments = self._paths(_SEGMENT)
         before = [path for path in segments if _number(path) <= start]
         if not before:
-            return (0, None, 0) if start == 0 else (-1, None, 0)
+            return (start, None, 0) if start == self._first else (-1, None, 0)
         expected, last, end = _number(before[-1]), before[-1], 0
         for path in segments[len(before) - 1 :]:
             if _number(path) != expected:

@@ -1,0 +1,77 @@
+"""What is journaled of a frame, and jobs of which only that is wanted: segments, which are folded elsewhere.
+
+A segment is frames ``first`` to ``stop - 1`` of an input, worked on alone. As long as the backend follows nobody, what
+is found in a frame depends on that frame only, so that a journal put together of segments is that of the whole.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from stages.records import Failure
+from stages.results.journal import Journal
+from stages.transport.wire import FrameMessage, encode_people, pack_value, unpack_value
+
+
+def payload_of(message: FrameMessage) -> bytes:
+    """What the journal keeps of a frame: everything that the fold needs."""
+    failed = message.failed
+    return pack_value(
+        {
+            "time": message.time,
+            "people": None if message.people is None else encode_people(message.people),
+            "failed": None if failed is None else [failed.stage, failed.reason],
+            **({} if message.state is None else {"state": message.state}),
+        }
+    )
+
+
+@dataclass
+class Tally:
+    """What has been counted of a job so far; part of every snapshot."""
+
+    people: int = 0
+    ids: set[int] = field(default_factory=set)
+    failures: dict[int, Failure] = field(default_factory=dict)
+
+
+class Segment:
+    """A journal without a fold; the same face as `stages.process.track.Fold`.
+
+    Raises:
+        JournalError: the folder cannot be used.
+    """
+
+    def __init__(self, folder: Path, first: int) -> None:
+        self.journal = Journal.open(folder, first)
+        self.state: bytes | None = None
+        self.failures: dict[int, Failure] = {}
+        for frame, payload in self.journal.read(first):
+            self._note(frame, payload)
+
+    @property
+    def next_frame(self) -> int:
+        return self.journal.next_frame
+
+    @property
+    def failed(self) -> int:
+        return len(self.failures)
+
+    def commit(self, message: FrameMessage) -> None:
+        """Journal one frame."""
+        payload = payload_of(message)
+        self.journal.append(message.frame, payload)
+        self._note(message.frame, payload)
+
+    def finish(self) -> Tally:
+        """Nothing is folded here: nobody is counted."""
+        self.close()
+        return Tally(failures=self.failures)
+
+    def close(self) -> None:
+        self.journal.close()
+
+    def _note(self, frame: int, payload: bytes) -> None:
+        if (failed := unpack_value(payload)["failed"]) is not None:
+            self.failures[frame] = Failure(*failed)
