@@ -111,7 +111,7 @@ class Decode:
         if kind == "open":
             self._open(job, str(payload["source"]), bool(payload["urgent"]))
         elif kind == "go":
-            self._go(job, int(payload["start"]), payload["state"], payload.get("stop"))
+            self._go(job, int(payload["start"]), payload["state"], payload["stop"])
         elif kind == "commit":
             self._commit(job, int(payload["next"]), payload["state"])
         elif kind == "skip":  # may come before the job is open

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -25,10 +26,12 @@ def test_segments_put_together_are_the_whole(tmp_path: Path, cuts: tuple[int, ..
     with Run() as run:
         run.work(clip, tmp_path / "whole", "whole")
         assert isinstance(run.finish("whole"), JobDone)
-        parts = list(zip(cuts, cuts[1:], strict=False))
+        parts = list(pairwise(cuts))
         for number, (first, stop) in enumerate(parts):
             (tmp_path / f"part{first}").mkdir()
-            run.pipeline.submit(Job(f"part{first}", str(clip), str(tmp_path / f"part{first}"), segment=(first, stop)))
+            run.pipeline.submit(
+                Job(f"part{first}", str(clip), str(tmp_path / f"part{first}"), segment=(first, stop))
+            )
             if number == len(parts) // 2:  # in the middle of whatever it is doing
                 run.until(lambda: run.committed() > 0, "a committed frame")
                 for process in ("decode", "mesh", "track"):

@@ -96,7 +96,7 @@ def test_what_takes_longer_in_a_longer_video_says_that_it_goes_on(name: str, dec
     assert link.said == ["opened"]
     assert link.most >= FRAMES  # all packets are read
     link.most = 0
-    turns(stage, link, ("go", {"job": 1, "start": FRAMES - 2}))
+    turns(stage, link, ("go", {"job": 1, "start": FRAMES - 2, "stop": None, "state": None}))
     assert [message.frame for message in PIPE.sent[:-1]] == [FRAMES - 2, FRAMES - 1]
     assert link.most >= FRAMES - 5  # all frames before are decoded again
 

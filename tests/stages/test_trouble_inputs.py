@@ -183,10 +183,15 @@ def test_failed_frames_in_flight_are_bounded(decode: Any, monkeypatch: pytest.Mo
         def close(self) -> None: ...
 
     monkeypatch.setattr("stages.process.decode.open_source", lambda path, **_: Damaged())
-    turns(stage, link, ("open", {"job": 1, "source": "x", "urgent": False}), ("go", {"job": 1, "start": 0}))
+    turns(
+        stage,
+        link,
+        ("open", {"job": 1, "source": "x", "urgent": False}),
+        ("go", {"job": 1, "start": 0, "stop": None, "state": None}),
+    )
     most = len(PIPE.sent)
     assert MOST_FAILED <= most < MOST_FAILED + 100
-    turns(stage, link, ("commit", {"job": 1, "next": 500}))
+    turns(stage, link, ("commit", {"job": 1, "next": 500, "state": None}))
     assert len(PIPE.sent) == most + 500
 
 
