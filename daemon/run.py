@@ -42,7 +42,9 @@ class Factory(Protocol):
 class Exporter(Protocol):
     """Makes one export of finished results; ``progress`` may raise to stop it."""
 
-    def __call__(self, name: str, source: Path, folder: Path, progress: Callable[[int], None]) -> Path: ...
+    def __call__(
+        self, name: str, source: Path, folder: Path, progress: Callable[[int], None]
+    ) -> Sequence[Path]: ...
 
 
 class View(Protocol):
@@ -330,7 +332,7 @@ class Runner:
                 self._check_stop()
                 made = exporter(export, result.video, result.folder, progress)
                 result.summary["exports"][export] = {
-                    "files": [made.name],
+                    "files": [path.name for path in made],
                     "seconds": round(time.monotonic() - began, 3),
                 }
                 summary.write_summary(result.folder, result.summary)

@@ -10,8 +10,9 @@ from typing import Any
 
 import click
 
-from daemon.cli.options import configured
+from daemon.cli.options import configured, motion_options
 from daemon.jobs.summary import FRAMES
+from daemon.motion.options import MotionOptions
 from daemon.settings.loading import Loaded
 
 
@@ -35,40 +36,85 @@ def check_names(names: Sequence[str], backend: str) -> None:
 
 
 def make(
-    name: str, source: Path, folder: Path, progress: Callable[[int], None], options: Mapping[str, Any]
-) -> Path:
+    name: str, source: Path, folder: Path, progress: Callable[[int], None], options: Mapping[str, Any],
+    motion: MotionOptions, frame: int | None = None,
+) -> Sequence[Path]:  # fmt: skip
     """One export of the results in ``folder``; see `daemon.exports.export`."""
     from daemon.exports import export as export_results
 
-    return export_results(name, source, folder / FRAMES, folder, progress, options)
+    return export_results(name, source, folder / FRAMES, folder, progress, options, motion, frame)
+
+
+class _Listing(click.Command):
+    """Lists the exports in its help, each with the program that it is for."""
+
+    def format_epilog(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        from daemon.exports import EXPORTS
+
+        with formatter.section("Exports"):
+            formatter.write_dl(list(EXPORTS.items()))
+        super().format_epilog(context, formatter)
 
 
 @click.command(
+    cls=_Listing,
     epilog="""\b
+With the backend humans4d also tracks: tracks.pkl, as PHALP's track.py writes it.
+
+\b
 Examples:
-  poseward export overlay results/clip     the meshes drawn on the video
-  poseward export glb results/clip         the frame with the most people, for 3D viewers"""
+  poseward export overlay results/clip             the meshes drawn on the video
+  poseward export web,json results/clip            for a page of your own
+  poseward export web --subject 320,180@45 results/clip
+                                                   the subject is who stands there in frame 45""",
 )
-@click.argument("name")
+@click.argument("names", metavar="NAME[,NAME…]")
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option(
     "--video", type=click.Path(path_type=Path), help="Where the video is now, if it is no longer where it was."
 )
+@click.option("--frame", type=click.IntRange(min=0), metavar="N", help="glb: the people of this frame.")
 @configured
-def export(name: str, folder: Path, video: Path | None, loaded: Loaded) -> None:
-    """Make one more file out of finished results: overlay, glb, json, or one of the backend's own."""
+@motion_options
+def export(names: str, folder: Path, video: Path | None, frame: int | None, loaded: Loaded) -> None:
+    """Make more files out of finished results."""
     from rich.console import Console
     from rich.progress import Progress
 
-    from daemon.jobs.summary import SummaryError, identify, read_summary, write_summary
+    from daemon.exports import OF_THE_VIDEO
+    from daemon.jobs.summary import SummaryError, read_summary, write_summary
     from stages.protocols import ConfigurationError
 
+    wanted = split_names([names])
     try:
         summary = read_summary(folder)
-        check_names([name], summary["backend"])
+        check_names(wanted, summary["backend"])
     except (SummaryError, ConfigurationError) as error:
         raise click.ClickException(str(error)) from error
     source = video or Path(summary["input"]["path"])
+    if any(name in OF_THE_VIDEO for name in wanted):
+        _check_video(source, folder, summary)
+    with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
+        for name in wanted:
+            task = bar.add_task(name, total=summary["frames"])
+
+            def told(done: int, task: Any = task) -> None:
+                bar.update(task, completed=done)
+
+            try:
+                settings = loaded.settings
+                made = make(name, source, folder, told, settings.stages.options, settings.motion, frame)
+            except Exception as error:
+                raise click.ClickException(f"{name}: {error or type(error).__name__}") from error
+            summary.setdefault("exports", {})[name] = {"files": [path.name for path in made]}
+            write_summary(folder, summary)
+            for path in made:
+                click.echo(path)
+
+
+def _check_video(source: Path, folder: Path, summary: Mapping[str, Any]) -> None:
+    from daemon.jobs.summary import identify
+
     try:
         same = identify(source)["sha256"] == summary["input"]["sha256"]
     except (OSError, KeyError) as error:
@@ -77,13 +123,8 @@ def export(name: str, folder: Path, video: Path | None, loaded: Loaded) -> None:
         raise click.ClickException(
             f"{source} is not the video that {folder} holds the results of (it has other content): --video names that"
         )
-    with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task(name, total=summary["frames"])
-        try:
-            options = loaded.settings.stages.options
-            path = make(name, source, folder, lambda done: bar.update(task, completed=done), options)
-        except Exception as error:
-            raise click.ClickException(f"{name}: {error or type(error).__name__}") from error
-    summary.setdefault("exports", {})[name] = {"files": [path.name]}
-    write_summary(folder, summary)
-    click.echo(path)
+
+
+def split_names(given: Sequence[str]) -> tuple[str, ...]:
+    """Names of exports, each once, where several may stand in one text: ``bvh,glb``."""
+    return tuple(dict.fromkeys(name.strip() for text in given for name in text.split(",") if name.strip()))

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from daemon.cli.connect import LONG_PATIENCE, REFUSED, UNDER_WAY, Connection, connected, console, fail, print_json
+from daemon.cli.export import split_names
 from daemon.cli.options import as_json
 
 FAILED, TIMEOUT = 1, 3
@@ -46,7 +47,7 @@ Exit codes: 0 queued, or with --wait all done; 1 a job failed or was cancelled; 
     help="-100 to 100, higher goes first [0].",
 )
 @click.option("--export", "exports", multiple=True, metavar="NAME",
-              help="Make this instead of results.exports; may be repeated.")  # fmt: skip
+              help="Make this, or several (bvh,glb), instead of results.exports.")  # fmt: skip
 @click.option("--no-exports", is_flag=True, help="Make no exports.")
 @click.option("--recompute", is_flag=True, help="Compute anew what was done before.")
 @click.option("--job-key", metavar="TEXT", help="Your own name for this job: submitted again, it is the same job.")
@@ -70,7 +71,7 @@ def submit(
         raise click.UsageError("--no-exports and --export exclude each other")
     asked: dict[str, Any] = {
         "name": name, "priority": priority, "recompute": recompute, "key": job_key,
-        "exports": list(dict.fromkeys(exports)) if exports or no_exports else None,
+        "exports": list(split_names(exports)) if exports or no_exports else None,
     }  # fmt: skip
     jobs: list[dict[str, Any]] = []
     refused = False

@@ -44,6 +44,28 @@ def configured(command: Callable[..., Any]) -> Callable[..., Any]:
     return with_configuration
 
 
+def motion_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add ``--subject``, ``--gap``, ``--no-smoothing`` and ``--raw``, each over its setting ``motion.…``; the
+    command's ``loaded`` has them. To stand above `configured`."""
+
+    @click.option("--subject", metavar="WHO", help="The one it is about: auto, a track's ID, x,y@frame, or all.")
+    @click.option("--gap", type=float, metavar="SECONDS", help="Join and fill over up to this long without sight.")
+    @click.option("--no-smoothing", is_flag=True, help="Join and fill, but leave what was found as it is.")
+    @click.option("--raw", is_flag=True, help="Tracks as they were found: not joined, not filled, not smooth.")
+    @wraps(command)
+    def with_motion(
+        *args: Any, subject: str | None, gap: float | None, no_smoothing: bool, raw: bool, loaded: Any, **rest: Any
+    ) -> Any:
+        given = {"subject": subject, "gap": gap, "smooth": False if no_smoothing else None, "raw": raw or None}
+        for name, value in given.items():
+            if value is not None:
+                flag = "--no-smoothing" if name == "smooth" else f"--{name}"
+                loaded = loaded.replace(f"motion.{name}", value, flag)
+        return command(*args, loaded=loaded, **rest)
+
+    return with_motion
+
+
 def as_json() -> Callable[[Command], Command]:
     """The option ``--json``, as ``json_output``."""
     return click.option("--json", "json_output", is_flag=True, help="JSON on stdout, for programs.")

@@ -11,7 +11,8 @@ from typing import Any
 
 import click
 
-from daemon.cli.options import as_json, configured
+from daemon.cli.export import split_names
+from daemon.cli.options import as_json, configured, motion_options
 from daemon.run import Exporter, Factory, Interrupted, Options, Runner, VideoResult, default_pipeline
 from daemon.settings.loading import Loaded
 
@@ -41,13 +42,14 @@ Exit codes: 0 all done; 1 a video or an export failed; 2 wrong usage or configur
 )
 @click.option("--resume", is_flag=True, help="Continue an interrupted run; leave finished results as they are.")
 @click.option("--fresh", is_flag=True, help="Replace finished results of the same video.")
-@click.option("--export", "exports", multiple=True, metavar="NAME", help="Also write this; may be repeated.")
+@click.option("--export", "exports", multiple=True, metavar="NAME", help="Also write this, or several: bvh,glb.")
 @click.option("--no-exports", is_flag=True, help="Write frames.msgpack and summary.json only.")
 @click.option("--no-vertices", is_flag=True, help="Leave the surfaces out of frames.msgpack (much smaller).")
 @click.option("--keep-work", is_flag=True, help="Keep the work folder (journal) after success.")
 @click.option("-v", "--verbose", is_flag=True, help="Also show what the stages print.")
 @as_json()
 @configured
+@motion_options
 def run(
     videos: tuple[Path, ...],
     output: Path | None,
@@ -69,7 +71,7 @@ def run(
         raise click.UsageError("--resume leaves finished results as they are, --fresh replaces them: choose one")
     if no_vertices:
         loaded = loaded.replace("stages.vertices", False, "--no-vertices")
-    names = () if no_exports else tuple(dict.fromkeys((*loaded.settings.results.exports, *exports)))
+    names = () if no_exports else tuple(dict.fromkeys((*loaded.settings.results.exports, *split_names(exports))))
     options = Options(output or Path(loaded.settings.results.folder).expanduser(), names, resume, fresh, keep_work)
     sys.exit(execute(videos, loaded, options, verbose=verbose, json_output=json_output))
 
@@ -97,8 +99,8 @@ def execute(
 
     settings = loaded.settings
 
-    def export(name: str, source: Path, folder: Path, progress: Any) -> Path:
-        return make(name, source, folder, progress, settings.stages.options)
+    def export(name: str, source: Path, folder: Path, progress: Any) -> Sequence[Path]:
+        return make(name, source, folder, progress, settings.stages.options, settings.motion)
 
     console = Console(stderr=True, highlight=False, markup=False, emoji=False)
     with contextlib.ExitStack() as stack:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,8 +84,8 @@ def execute(loaded: Loaded) -> int:
 
     settings = loaded.settings
 
-    def export(name: str, source: Path, folder: Path, progress: Any) -> Path:
-        return make(name, source, folder, progress, settings.stages.options)
+    def export(name: str, source: Path, folder: Path, progress: Any) -> Sequence[Path]:
+        return make(name, source, folder, progress, settings.stages.options, settings.motion)
 
     try:
         exports = [*EXPORTS, *find_backend(settings.stages.backend).exports]

@@ -5,19 +5,35 @@ Imported lazily: each export pulls in its own libraries only when it is asked fo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from daemon.exports.request import Request
+from daemon.motion.options import MotionOptions
 from stages.protocols import ConfigurationError, find_backend
 from stages.results import read_results
 
 EXPORTS: Mapping[str, str] = {
-    "overlay": "overlay.mp4 (or .png): the meshes drawn on the input",
+    "overlay": "overlay.mp4 (or .png): the meshes drawn on the input; any video player",
     "glb": "mesh.glb: the posed meshes of the frame that shows the most people, for 3D viewers",
-    "json": "frames.jsonl: everything but the surfaces, a JSON object a line",
+    "json": "frames.jsonl: everything but the surfaces, a JSON object a line; any program",
+    "web": "web.json, web.bin: surfaces and skeletons, any frame by one byte range; browsers (three.js)",
 }
-"""Exports of every backend, with what each writes. A backend may offer more (`stages.protocols.Backend.exports`)."""
+"""Exports of every backend: what each writes, and for which program. A backend may offer more
+(`stages.protocols.Backend.exports`)."""
+
+OF_THE_VIDEO = ("overlay",)
+"""Exports that need the input itself; the others are made of the results alone."""
+
+_WRITERS: Mapping[str, str] = {
+    "overlay": "overlay:export_overlay",
+    "glb": "glb:export_glb",
+    "json": "json_lines:export_json",
+    "web": "web:export_web",
+}
+"""Where each is: a module of this package, and a function that takes a `Request` and returns the files it wrote."""
 
 
 def export(
@@ -27,35 +43,33 @@ def export(
     folder: str | Path,
     progress: Callable[[int], None] = lambda done: None,
     options: Mapping[str, Any] | None = None,
-) -> Path:
+    motion: MotionOptions | None = None,
+    frame: int | None = None,
+) -> Sequence[Path]:
     """Write one export of ``results`` (a ``frames.msgpack``) of ``source`` into ``folder``.
 
     Args:
         progress: told how many frames are done.
         options: of the backend.
+        motion: whom exports of one person are about, and what is done to movement.
+        frame: a single one, for exports that can show one.
 
     Returns:
-        The file written.
+        The files written.
 
     Raises:
         ConfigurationError: there is no such export for these results; names those there are.
     """
-    source, results, folder = Path(source), Path(results), Path(folder)
-    if name == "overlay":
-        from daemon.exports.overlay import write_overlay
-
-        return write_overlay(source, results, folder, progress=progress, options=options)
-    if name == "glb":
-        from daemon.exports.glb import write_glb
-
-        return write_glb(results, folder, options=options)
-    if name == "json":
-        from daemon.exports.json_lines import write_json
-
-        return write_json(results, folder)
-    with read_results(results) as found:
+    request = Request(
+        Path(source), Path(results), Path(folder), progress, options or {}, motion or MotionOptions(), frame
+    )
+    if name in EXPORTS:
+        module, function = _WRITERS[name].split(":")
+        written: Sequence[Path] = getattr(import_module(f"daemon.exports.{module}"), function)(request)
+        return written
+    with read_results(request.results) as found:
         backend = find_backend(found.header.backend)
     if name not in backend.exports:
         known = ", ".join([*EXPORTS, *backend.exports])
         raise ConfigurationError(f"export {name!r}: results of backend {backend.name} can be exported as {known}")
-    return backend.exports[name](results, folder)
+    return [backend.exports[name](request.results, request.folder)]

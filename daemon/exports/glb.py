@@ -9,12 +9,18 @@ import numpy as np
 import trimesh
 
 from daemon.exports.raster import identity_colour
+from daemon.exports.request import Request
 from stages.protocols import find_backend
 from stages.records import FrameRecord
 from stages.results import read_results
 
 TO_GLTF = np.diag([1.0, -1.0, -1.0, 1.0])
 """From camera axes (y down, z away) to glTF's (y up, z towards the viewer)."""
+
+
+def export_glb(request: Request) -> list[Path]:
+    """`write_glb` as an export."""
+    return [write_glb(request.results, request.folder, frame=request.frame, options=request.options)]
 
 
 def write_glb(results: Path, folder: Path, *, frame: int | None = None, options: Any = None) -> Path:

@@ -6,10 +6,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+from daemon.exports.request import Request
 from stages.records import Track
 from stages.results import read_results
 
 DECIMALS = 5
+
+
+def export_json(request: Request) -> list[Path]:
+    """`write_json` as an export."""
+    return [write_json(request.results, request.folder)]
 
 
 def write_json(results: Path, folder: Path) -> Path:

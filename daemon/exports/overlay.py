@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 
 from daemon.exports.raster import U8, Mesh, draw, identity_colour
+from daemon.exports.request import Request
 from stages.protocols import BodyModel, find_backend
 from stages.records import FrameRecord, Header, Track
 from stages.results import Results, read_results
@@ -31,6 +32,15 @@ class OtherInputError(Exception):
 
     def __init__(self, source: Path, what: str) -> None:
         super().__init__(f"{source} is {what}, and not what the results are of; name the right one by --video")
+
+
+def export_overlay(request: Request) -> list[Path]:
+    """`write_overlay` as an export."""
+    return [
+        write_overlay(
+            request.source, request.results, request.folder, progress=request.progress, options=request.options
+        )
+    ]
 
 
 def write_overlay(

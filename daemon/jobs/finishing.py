@@ -14,7 +14,9 @@ from daemon.jobs import places, summary
 class Exporter(Protocol):
     """Makes one export of finished results; ``progress`` may raise to stop it."""
 
-    def __call__(self, name: str, source: Path, folder: Path, progress: Callable[[int], None]) -> Path: ...
+    def __call__(
+        self, name: str, source: Path, folder: Path, progress: Callable[[int], None]
+    ) -> Sequence[Path]: ...
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,8 @@ def make_exports(
             check()
             problems[name] = str(error) or type(error).__name__
             continue
-        content["exports"][name] = {"files": [made.name], "seconds": round(time.monotonic() - began, 3)}
+        content["exports"][name] = {
+            "files": [path.name for path in made], "seconds": round(time.monotonic() - began, 3)
+        }  # fmt: skip
         summary.write_summary(results, content)
     return Finished(results, content, problems)

@@ -92,6 +92,7 @@ class Leaf:
 
 _RANGES: dict[str, Any] = {
     "nice": limits.Interval(ge=0, le=19),
+    "gap": limits.Interval(ge=0, le=60),
     "replicas": limits.Interval(ge=1, le=64),
     "threads": limits.Ge(1),
     "batch": limits.Ge(1),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from daemon.motion.options import MotionOptions
 from stages.settings import PipelineSettings
 
 
@@ -111,6 +112,7 @@ class Settings:
 
     stages: PipelineSettings = field(default_factory=PipelineSettings)
     results: ResultsSettings = field(default_factory=ResultsSettings)
+    motion: MotionOptions = field(default_factory=MotionOptions)
     daemon: DaemonSettings = field(default_factory=DaemonSettings)
     drop: DropSettings = field(default_factory=DropSettings)
     api: ApiSettings = field(default_factory=ApiSettings)

@@ -110,7 +110,7 @@ class Bench:
         self.pipeline = ScriptedPipeline(settings, on_event)
         return self.pipeline
 
-    def export(self, name: str, source: Path, folder: Path, progress: Callable[[int], None]) -> Path:
+    def export(self, name: str, source: Path, folder: Path, progress: Callable[[int], None]) -> list[Path]:
         progress(1)
         if name == "broken":
             raise ValueError("no such luck")
@@ -118,7 +118,7 @@ class Bench:
         self.exported.append((name, folder.name))
         made = folder / f"{name}.mp4"
         made.write_text(name)
-        return made
+        return [made]
 
     def runner(self, loaded: Loaded | None = None, exports: tuple[str, ...] = (), **options: bool) -> Runner:
         logs.silence()

@@ -1,0 +1,19 @@
+"""What can be chosen about the motion pass; the section ``motion`` of the configuration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class MotionOptions:
+    """Who is the subject, and what is done to people's movement before it is exported."""
+
+    subject: str = "auto"
+    """Whom exports of one person are about: auto, a track's ID, x,y@frame (pixels), or all."""
+    gap: float = 2.0
+    """Longest time without sight of a person, in seconds, over which tracks are joined and frames filled."""
+    smooth: bool = True
+    """Whether people's movement is smoothed, without delay and the less the faster they move."""
+    raw: bool = False
+    """Export tracks as they were found: not joined, not filled, not smoothed."""
