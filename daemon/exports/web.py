@@ -75,10 +75,10 @@ def _about(motion: Motion) -> dict[str, Any]:
             "width": header.width,
             "height": header.height,
             "frames": len(clip.times),
-            "fps": list(clip.rate),
-            "variable": clip.variable,
+            "fps": list(header.rate),
+            "variable": header.variable,
         },
-        "camera": {"focal_length": clip.focal, "principal_point": list(clip.principal)},
+        "camera": {"focal_length": header.focal, "principal_point": list(header.principal)},
         "axes": {"x": "right", "y": "down", "z": "away", "unit": "metre"},
         "skeleton": {"names": list(header.joint_names), "parents": list(header.joint_parents)},
     }

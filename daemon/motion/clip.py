@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from daemon.motion.timing import rate_of
 from stages.records import F32, FrameRecord, Header, Track
 from stages.results import read_results
 
@@ -52,19 +51,13 @@ class Series:
 
 @dataclass(frozen=True)
 class Clip:
-    """A whole result. ``times`` (F,) seconds of its frames, ``failed`` and ``damaged`` their marks; ``rate`` frames
-    per second as a fraction, ``variable`` whether frames keep no constant distance; ``focal`` and ``principal`` in
-    pixels."""
+    """A whole result. ``times`` (F,) seconds of its frames, ``failed`` and ``damaged`` (F,) their marks."""
 
     header: Header
     times: F64
     failed: Bool
     damaged: Bool
     tracks: tuple[Series, ...]
-    rate: tuple[int, int]
-    variable: bool
-    focal: float
-    principal: tuple[float, float]
 
 
 @dataclass
@@ -92,19 +85,14 @@ def collect(header: Header, records: Iterable[FrameRecord]) -> Clip:
     for record in records:
         times.append(record.time)
         failed.append(record.failed is not None)
-        damaged.append(getattr(record, "damaged", None) is not None)
+        damaged.append(record.damaged is not None)
         for track in record.tracks:
             rows = growing.setdefault(track.id, _Growing())
             rows.frames.append(record.frame)
             rows.rows.append(_without_surface(track))
     stamps = np.array(times, np.float64)
-    rate, variable = rate_of(stamps, header.fps)
-    focal = 5000 / 256 * max(header.width, header.height)
     tracks = tuple(_series(identity, growing[identity]) for identity in sorted(growing))
-    return Clip(
-        header, stamps, np.array(failed, np.bool_), np.array(damaged, np.bool_), tracks, rate, variable, focal,
-        (header.width / 2, header.height / 2),
-    )  # fmt: skip
+    return Clip(header, stamps, np.array(failed, np.bool_), np.array(damaged, np.bool_), tracks)
 
 
 def _without_surface(track: Track) -> Track:
