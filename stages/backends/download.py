@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import http.client
 import os
 import re
@@ -23,6 +24,7 @@ from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from stages.protocols import ConfigurationError, FetchView
 
@@ -57,6 +59,32 @@ class Patience:
 def part_of(target: Path) -> Path:
     """Where a download is kept until it is whole."""
     return target.with_name(target.name + ".part")
+
+
+def mirror_of(source: str, example: str) -> str:
+    """The address of what the user names instead of the publishers: a folder, or an address; empty for neither.
+
+    Raises:
+        ConfigurationError: it is neither a folder nor an address; ``example`` is a file that one has.
+    """
+    if not source:
+        return ""
+    if Path(source).expanduser().is_dir():
+        return Path(source).expanduser().resolve().as_uri()
+    if urlsplit(source).scheme not in ("http", "https", "file"):
+        raise ConfigurationError(
+            f"{source} is no folder and no address (http://…, https://…): it has to hold the files under their "
+            f"publishers' names, such as {example}"
+        )
+    return source.rstrip("/")
+
+
+def sha256_of(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def download(

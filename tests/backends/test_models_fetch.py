@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import os
@@ -13,17 +12,13 @@ import subprocess
 import sys
 import tarfile
 import time
-import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
 
-from daemon.cli import cli
 from daemon.cli.models import Lines
-from stages.backends.blazepose import models as blazepose
 from stages.backends.download import FetchError, Patience, part_of
 from stages.backends.humans4d import models
 from stages.backends.humans4d.options import Options
@@ -387,7 +382,6 @@ def test_lines_come_now_and_then_with_rate_and_rest() -> None:
 ON_SMALL_DISK = """
 import sys
 from pathlib import Path
-from stages.backends.blazepose import models as blazepose
 from stages.backends.download import FetchError
 from stages.backends.humans4d import models
 from stages.backends.humans4d.options import Options
@@ -414,29 +408,6 @@ def test_no_room_to_unpack(home: Path, tmp_path: Path) -> None:
     assert re.match(r"/mnt/\w+ cannot be written: .* are needed, .* are free; make room", message), message
     assert left == "[]", "parts of what was unpacked are removed"
     assert (home / ".cache/4DHumans" / ARCHIVE[1:]).read_bytes() == (mirror / ARCHIVE[1:]).read_bytes()
-
-
-# --- the embedded backend --------------------------------------------------------------------------------------
-
-
-def test_the_embedded_files_from_a_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data = b"weights" * 1000
-    file = blazepose.ModelFile("x/net.tflite", len(data), hashlib.sha256(data).hexdigest())
-    monkeypatch.setattr(blazepose, "FILES", (file,))
-    monkeypatch.setenv("POSEWARD_CACHE", str(tmp_path / "cache"))
-    wheel = tmp_path / "some.whl"
-    for option, inside, code in (("--from", b"other" * 1400, 1), ("--from", data, 0), ("--wheel", data, 0)):
-        with zipfile.ZipFile(wheel, "w") as archive:
-            archive.writestr("x/net.tflite", inside)
-        done = CliRunner().invoke(
-            cli, ["models", "fetch", option, str(wheel), "--set", "stages.backend=blazepose"]
-        )
-        assert done.exit_code == code, done.output
-        there = tmp_path / "cache/blazepose/net.tflite"
-        assert there.exists() == (code == 0)
-        assert str(there) in done.output if code == 0 else "is not the wheel" in done.output
-    done = CliRunner().invoke(cli, ["models", "fetch", "--from", str(tmp_path / "none.whl")])
-    assert done.exit_code == 0, "nothing is missing any more"
 
 
 # --- a backend that has files, but nothing to fetch ------------------------------------------------------------

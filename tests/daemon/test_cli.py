@@ -164,7 +164,7 @@ def test_models_list_with_an_empty_cache_says_how_to_fetch(tmp_path: Path) -> No
     result = CliRunner().invoke(cli, ["models", "list", "--json"], env={"POSEWARD_CACHE": str(tmp_path)})
     assert result.exit_code == 1
     problems = [row["problem"] for row in json.loads(result.output)["files"]]
-    assert len(problems) == 2
+    assert len(problems) == 3
     assert all("poseward models fetch" in problem for problem in problems)
 
 

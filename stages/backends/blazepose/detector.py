@@ -1,4 +1,4 @@
-"""People in frames, by the BlazePose detector on the whole frame and on tiles of it."""
+"""People in frames, by a general person detector on the whole frame and, where that pays, on parts of it."""
 
 from __future__ import annotations
 
@@ -8,97 +8,94 @@ from typing import Any
 import cv2
 import numpy as np
 
-from stages.backends.blazepose import models, tiles
-from stages.backends.blazepose.anchors import COUNT, HIP, INPUT, decode
-from stages.backends.blazepose.network import Network
+from stages.backends.blazepose import models, nanodet
+from stages.backends.blazepose.nanodet import Look
+from stages.backends.blazepose.network import OnnxNetwork
 from stages.backends.blazepose.options import Options
-from stages.backends.blazepose.suppress import merge_detections, radii
-from stages.backends.blazepose.tiles import Tile
+from stages.backends.blazepose.suppress import distinct_boxes
 from stages.protocols import Report
+from stages.records import F32, U8, Detections, Frame
 
-from stages.records import Detections, F32, Frame, U8  # isort: skip
+SIDE = 416
+"""Pixels of the longer side that the network gets: what it was trained with."""
+EDGE = 0.02
+"""A box that ends this near to a look's edge inside the frame, as a share of its longer side, is cut off there."""
+CUT = 0.6
+"""Trust in a box that is cut off by a look's edge."""
 
-SMALL = 40.0
-"""Radius of the circle around a body, in input pixels, below which smaller tiles may show more people."""
-FAINT = 0.15
-"""Score from which a small person is worth a closer look."""
 
+class PersonDetector:
+    """`stages.protocols.Detector` on ONNX Runtime. Each frame's answer is a function of that frame alone."""
 
-class PoseDetector:
-    """`stages.protocols.Detector` on LiteRT. Each frame's answer is a function of that frame alone."""
-
-    def __init__(self, network: Network, options: Options) -> None:
+    def __init__(self, network: OnnxNetwork, options: Options) -> None:
         self._network = network
         self._options = options
 
     @classmethod
-    def load(cls, options: Mapping[str, Any], report: Report) -> PoseDetector:
+    def load(cls, options: Mapping[str, Any], report: Report) -> PersonDetector:
         """Load the network from the model cache.
 
         Raises:
             ConfigurationError: an option is wrong, or the model is missing or damaged.
         """
         chosen = Options.from_mapping(options)
-        report("pose detector", 0.0)
+        report("person detector", 0.0)
         cv2.setNumThreads(chosen.threads)
-        detector = cls(Network(models.locate(models.DETECTION, chosen.cache), chosen.threads), chosen)
-        detector.find(np.zeros((INPUT, INPUT, 3), np.uint8))  # the first run prepares the kernels
-        report("pose detector", 1.0)
+        detector = cls(OnnxNetwork(models.locate(models.PERSON, chosen.cache), chosen.threads), chosen)
+        detector.find(np.zeros((SIDE, SIDE, 3), np.uint8))  # the first run prepares the kernels
+        report("person detector", 1.0)
         return detector
 
     def detect(self, frames: Sequence[Frame]) -> list[Detections]:
-        """People of each frame, best first.
+        """People of each frame, best first."""
+        return [Detections(*self.find(frame.image, closer=not frame.index)) for frame in frames]
 
-        ``extra["roi"]`` is (N, 4, 2) float32: the keypoints of `anchors` in pixels of the frame. ``boxes`` are
-        provisional, the squares around the circle around the body; the landmarks give better ones.
+    def find(self, image: U8, *, closer: bool = False) -> tuple[F32, F32]:
+        """The people in an image, whatever was in others.
+
+        Args:
+            image: (H, W, 3) uint8 BGR.
+            closer: Look at parts of it too, as `Options.tiles` says: several times the work of the whole.
+
+        Returns:
+            Boxes (N, 4) float32 x0 y0 x1 y1 in pixels, and scores (N,) float32 in [0, 1], best first.
         """
-        return [self._detections(*self.find(frame.image)) for frame in frames]
-
-    def find(self, image: U8) -> tuple[F32, F32]:
-        """Keypoints (N, 4, 2) in pixels and scores (N,), best first, of an image (H, W, 3) uint8 BGR."""
         height, width = image.shape[:2]
-        mode = self._options.tiles
-        short = min(width, height)
-        faint = min(FAINT, self._options.min_score)
-        levels = [[tiles.whole(width, height)]]
-        if mode != "off":
-            levels.append(tiles.half_overlapping(width, height, short))
-        if mode in ("auto", "fine"):
-            levels.append(tiles.half_overlapping(width, height, max(short // 2, 1)))
-        found: list[tuple[F32, F32]] = []
-        for number, level in enumerate(levels):
-            if number and level == levels[number - 1]:
-                continue  # a square frame is its own only tile
-            points, scores = self._search(image, level, faint)
-            found.append((points, scores))
-            # The whole frame alone misses whoever stands beside somebody bigger: auto always looks at the short
-            # edge's squares too, and closer only where somebody is small in them.
-            if mode == "auto" and number and not self._somebody_small(points, level[0].side):
-                break
-        points = np.concatenate([f[0] for f in found])
-        scores = np.concatenate([f[1] for f in found])
-        sure = scores >= self._options.min_score
-        points, scores = merge_detections(points[sure], scores[sure], self._options.min_distance)
-        return points[: self._options.max_people], scores[: self._options.max_people]
+        looks = [Look(0, 0, width, height, SIDE)]
+        if self._options.tiles == "all" or (self._options.tiles == "auto" and closer):
+            looks += overlapping(width, height, round(min(width, height) * 2 / 3), SIDE)
+        found = [self._look(image, look) for look in looks]
+        boxes, scores = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        kept = distinct_boxes(boxes, scores, self._options.max_overlap)[: self._options.max_people]
+        return boxes[kept], scores[kept]
 
-    @staticmethod
-    def _somebody_small(points: F32, side: float) -> bool:
-        return bool((radii(points) * (INPUT / side) < SMALL).any())
+    def _look(self, image: U8, look: Look) -> tuple[F32, F32]:
+        """The people of one look, each once."""
+        least = self._options.min_score
+        boxes, scores = nanodet.people(self._network, image, look, least)
+        low, high = boxes[:, :2], boxes[:, 2:]
+        start = np.array([look.x, look.y])
+        end = start + [look.width, look.height]
+        near = EDGE * max(look.width, look.height)
+        inside = np.array(image.shape[1::-1])
+        cut = ((low < start + near) & (start > 0)) | ((high > end - near) & (end < inside))
+        scores = np.where(cut.any(axis=1), scores * np.float32(CUT), scores)
+        kept = distinct_boxes(boxes, scores, self._options.max_overlap)
+        kept = kept[scores[kept] >= least]
+        return boxes[kept], scores[kept]
 
-    def _search(self, image: U8, level: Sequence[Tile], min_score: float) -> tuple[F32, F32]:
-        """Detections of all tiles of one level in pixels of the image, duplicates within a tile merged."""
-        all_points, all_scores = [np.zeros((0, 4, 2), np.float32)], [np.zeros(0, np.float32)]
-        for tile in level:
-            values, logits = self._network.run(tiles.letterbox(image, tile, INPUT), "Identity", "Identity_1")
-            points, scores = decode(values.reshape(COUNT, 12), logits.reshape(COUNT), min_score)
-            points, scores = merge_detections(points, scores, self._options.min_distance)
-            scale = np.float32(tile.side / INPUT)
-            all_points.append(points * scale + np.array([tile.x, tile.y], np.float32))
-            all_scores.append(scores)
-        return np.concatenate(all_points), np.concatenate(all_scores)
 
-    @staticmethod
-    def _detections(points: F32, scores: F32) -> Detections:
-        centre, radius = points[:, HIP], radii(points)[:, None]
-        boxes = np.concatenate([centre - radius, centre + radius], axis=1)
-        return Detections(boxes.astype(np.float32), scores, {"roi": points})
+def overlapping(width: int, height: int, length: int, side: int) -> list[Look]:
+    """Squares of ``length`` pixels, each overlapping the next by half or a little more, that cover the frame."""
+    return [
+        Look(x, y, min(length, width), min(length, height), side)
+        for y in _starts(height, length)
+        for x in _starts(width, length)
+    ]
+
+
+def _starts(whole: int, length: int) -> list[int]:
+    if length >= whole:
+        return [0]
+    count = int(np.ceil((whole - length) / (length / 2))) + 1
+    return [round(index * (whole - length) / (count - 1)) for index in range(count)]

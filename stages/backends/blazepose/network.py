@@ -1,4 +1,4 @@
-"""One LiteRT network: arrays in, arrays out."""
+"""One network: arrays in, arrays out, on LiteRT or ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -43,3 +43,41 @@ class Network:
         self._interpreter.set_tensor(self._input, np.ascontiguousarray(values, np.float32))
         self._interpreter.invoke()
         return [self._interpreter.get_tensor(self._outputs[name]) for name in names]
+
+
+class OnnxNetwork:
+    """An ONNX file with one float32 input of any height and width. Repeated runs on the same input are bit-identical.
+
+    Args:
+        path: The .onnx file.
+        threads: Threads that one run may use.
+
+    Raises:
+        ConfigurationError: the runtime is not installed, or it cannot load the file.
+    """
+
+    def __init__(self, path: Path, threads: int) -> None:
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise ConfigurationError(
+                f"ONNX Runtime cannot be imported ({error}): install the package onnxruntime for this stage's "
+                "interpreter"
+            ) from error
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        # Threads that wait for work would otherwise spin, on cores that the other stages need.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        try:
+            self._session: Any = onnxruntime.InferenceSession(
+                str(path), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:
+            raise ConfigurationError(f"ONNX Runtime cannot load {path}: {error}") from error
+        self._input = str(self._session.get_inputs()[0].name)
+
+    def run(self, values: F32, *names: str) -> list[F32]:
+        """The outputs ``names`` for ``values`` (1, 3, H, W) float32."""
+        found: list[F32] = self._session.run(list(names), {self._input: values})
+        return found

@@ -11,7 +11,8 @@ from typing import Literal  # isort: skip
 
 from stages.protocols import ConfigurationError
 
-Tiles = Literal["auto", "off", "coarse", "fine"]
+Tiles = Literal["auto", "off", "all"]
+NetworkSize = Literal["heavy", "full"]
 
 
 @dataclass(frozen=True)
@@ -26,18 +27,19 @@ class Options:
     """Folder of the model files; empty means POSEWARD_CACHE, or else the user's cache folder."""
     smpl_model: str = ""
     """Path of an SMPL file whose surface is posed instead of the built-in body."""
+    landmarks: NetworkSize = "heavy"
+    """The landmark network: heavy is more exact, full three times as fast."""
     tiles: Tiles = "auto"
-    """Where people are looked for: off is the whole frame; coarse adds half-overlapping squares of the short edge's
-    side; fine adds squares of half that side; auto is coarse, and fine where somebody is small."""
+    """Where people are looked for besides the whole frame: in half-overlapping squares of two thirds of its shorter
+    side, in each frame (all), in single images and the first frame of a video (auto), or never (off)."""
     min_score: float = 0.3
     """Detections must score at least this; the landmark network judges again."""
     min_presence: float = 0.5
     """The landmark network must be at least this sure that it sees a person."""
     max_people: int = 24
     """Most people in a frame, best first."""
-    min_distance: float = 0.25
-    """Two detections whose hip and shoulder centres are closer than this, as a share of the smaller one's radius,
-    are one person."""
+    max_overlap: float = 0.55
+    """Two boxes that share more than this part of their union are one person."""
     max_similarity: float = 0.6
     """Two people whose landmarks are more similar than this (object keypoint similarity) are one person."""
     smoothing: bool = True
@@ -63,7 +65,7 @@ class Options:
         for name in ("threads", "max_people"):
             if getattr(chosen, name) < 1:
                 raise ConfigurationError(f"option {name}: {getattr(chosen, name)} is less than 1")
-        for name in ("min_score", "min_presence", "min_distance", "max_similarity"):
+        for name in ("min_score", "min_presence", "max_overlap", "max_similarity"):
             if not 0 <= getattr(chosen, name) <= 1:
                 raise ConfigurationError(f"option {name}: {getattr(chosen, name)} is not between 0 and 1")
         return chosen

@@ -7,11 +7,10 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from stages.backends.blazepose.anchors import BODY_CIRCLE, HIP
 from stages.records import F32, U8
 
 ENLARGE = 1.25
-"""The square's half side, in radii of the circle around the body."""
+"""The square's side, as a multiple of the longer side of the box or of the diameter of the circle around the body."""
 
 
 class Roi(NamedTuple):
@@ -33,9 +32,10 @@ class Roi(NamedTuple):
         return cls(float(centre[0]), float(centre[1]), 2 * ENLARGE * radius, -dy / radius, dx / radius)
 
     @classmethod
-    def of_detection(cls, points: F32) -> Roi:
-        """The square of a detection's keypoints (4, 2) in pixels."""
-        return cls.around(points[HIP], points[BODY_CIRCLE])
+    def of_box(cls, box: F32) -> Roi:
+        """The upright square around a detection's box (4,) x0 y0 x1 y1 in pixels."""
+        x0, y0, x1, y1 = (float(value) for value in box)
+        return cls((x0 + x1) / 2, (y0 + y1) / 2, max(ENLARGE * max(x1 - x0, y1 - y0), 1e-3), 1.0, 0.0)
 
     @property
     def rotation(self) -> F32:

@@ -1,50 +1,36 @@
-"""Removing duplicates: of detections by their keypoints, of people by their landmarks."""
+"""Removing duplicates: of boxes by their overlap, of people by their landmarks."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from stages.backends.blazepose.anchors import BODY_CIRCLE, HIP, SHOULDER
 from stages.records import F32, I64
 
 
-def radii(points: F32) -> F32:
-    """Radius (N,) of the circle around each whole body, of keypoints (N, 4, 2)."""
-    found: F32 = np.linalg.norm(points[:, BODY_CIRCLE] - points[:, HIP], axis=-1)
-    return found
-
-
-def merge_detections(points: F32, scores: F32, min_distance: float) -> tuple[F32, F32]:
-    """Non-maximum suppression with score-weighted merging, on keypoints since the network's boxes say nothing.
-
-    The best detection takes in all whose hips and shoulders lie, on average, closer than ``min_distance`` times
-    the smaller radius; the keypoints of the group are averaged by score, and it keeps the best score.
+def distinct_boxes(boxes: F32, scores: F32, max_overlap: float) -> I64:
+    """Indices of the boxes to keep, best first: greedily, those that overlap no better one too much (non-maximum
+    suppression).
 
     Args:
-        points: (M, 4, 2) keypoints in pixels.
-        scores: (M,) in [0, 1].
-        min_distance: As a share of the smaller of the two radii.
-
-    Returns:
-        Keypoints (N, 4, 2) and scores (N,) float32, best first.
+        boxes: (N, 4) x0 y0 x1 y1.
+        scores: (N,).
+        max_overlap: Upper limit of the share of two boxes' union that both cover.
     """
-    order = np.argsort(-scores, kind="stable")
-    points, scores = points[order], scores[order]
-    size = np.maximum(radii(points), 1e-6)
-    merged, best = [], []
-    left = np.arange(len(points))
+    left = np.argsort(-scores, kind="stable")
+    kept: list[int] = []
     while len(left):
-        first = left[0]
-        apart = np.linalg.norm(points[left] - points[first], axis=-1)
-        distance = (apart[:, HIP] + apart[:, SHOULDER]) / 2 / np.minimum(size[left], size[first])
-        same = distance < min_distance
-        same[0] = True
-        group = left[same]
-        weight = scores[group] / scores[group].sum()
-        merged.append((points[group] * weight[:, None, None]).sum(axis=0))
-        best.append(scores[first])
-        left = left[~same]
-    return np.array(merged, np.float32).reshape(-1, 4, 2), np.array(best, np.float32)
+        kept.append(int(left[0]))
+        left = left[overlaps(boxes[left[0]], boxes[left]) <= max_overlap]
+    return np.array(kept, np.int64)
+
+
+def overlaps(box: F32, others: F32) -> F32:
+    """Intersection over union (N,) of a box (4,) and others (N, 4)."""
+    low, high = np.maximum(box[:2], others[:, :2]), np.minimum(box[2:], others[:, 2:])
+    shared = np.prod(np.maximum(high - low, 0), axis=1)
+    area = np.prod(box[2:] - box[:2]) + np.prod(others[:, 2:] - others[:, :2], axis=1)
+    found: F32 = shared / np.maximum(area - shared, 1e-6)
+    return found
 
 
 FALLOFF = np.array(

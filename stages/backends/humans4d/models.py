@@ -8,20 +8,30 @@ from __future__ import annotations
 
 import errno
 import gzip
-import hashlib
 import shutil
 import tarfile
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
-from stages.backends.download import BLOCK, MEGABYTE, FetchError, Patience, RefusedError, download, lock, part_of
+from stages.backends.download import (
+    BLOCK,
+    MEGABYTE,
+    FetchError,
+    Patience,
+    RefusedError,
+    download,
+    lock,
+    mirror_of,
+    part_of,
+    sha256_of,
+)
 from stages.backends.humans4d.options import Options
 from stages.backends.humans4d.requirements import content_problem, file_problem
 from stages.backends.humans4d.weights import FILES, WeightFile
-from stages.protocols import ConfigurationError, FetchView, ModelFile, Problem
+from stages.protocols import FetchView, ModelFile, Problem
 
 ARCHIVES = ".cache/4DHumans"
 """Where upstream keeps the archive, relative to the home folder; its own fetch looks for nothing else."""
@@ -64,7 +74,7 @@ def _look(file: WeightFile, path: Path, thorough: bool) -> ModelFile:
     problem = file_problem(file, path)
     how = "its end is there" if thorough or not file.sha256_begins else "its end is there, checksum not looked at"
     if problem is None and thorough and file.sha256_begins:
-        digest = _sha256(path)
+        digest = sha256_of(path)
         how = f"SHA-256 begins {file.sha256_begins} as published"
         if not digest.startswith(file.sha256_begins):
             problem = Problem(
@@ -99,7 +109,7 @@ def fetch(
         FetchError: a download failed, or what came is not what it should be; what has come is kept.
         ConfigurationError: ``source`` is neither a folder nor an address.
     """
-    mirror = _mirror(source)
+    mirror = mirror_of(source, _name(next(file.url for file in FILES if file.url)))
     todo = plan(options, files)
     for licence in todo.licences:
         view.say(licence)
@@ -127,19 +137,6 @@ def fetch(
         raise FetchError("\n".join(refused))
 
 
-def _mirror(source: str) -> str:
-    if not source:
-        return ""
-    if Path(source).expanduser().is_dir():
-        return Path(source).expanduser().resolve().as_uri()
-    if urlsplit(source).scheme not in ("http", "https", "file"):
-        raise ConfigurationError(
-            f"{source} is no folder and no address (http://…, https://…): it has to hold the files under their "
-            f"publishers' names, such as {_name(next(file.url for file in FILES if file.url))}"
-        )
-    return source.rstrip("/")
-
-
 def _address(url: str, mirror: str) -> str:
     return f"{mirror}/{quote(_name(url))}" if mirror else url
 
@@ -165,7 +162,7 @@ def _fetch(file: WeightFile, target: Path, url: str, view: FetchView, patience: 
             view.say(f"{target.name}: checking it")
         if problem := content_problem(part, target.suffix, least):
             return problem
-        digest = _sha256(part) if file.sha256_begins else ""
+        digest = sha256_of(part) if file.sha256_begins else ""
         if digest.startswith(file.sha256_begins):
             return ""
         return f"SHA-256 {digest} does not begin with {file.sha256_begins}"
@@ -287,11 +284,3 @@ def _unwritable(target: Path, error: OSError) -> str:
 def _remove(parts: Mapping[Path, Path]) -> None:
     for part in parts.values():
         part.unlink(missing_ok=True)
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
