@@ -21,6 +21,7 @@ from typing import Any
 
 from supervisor.child import PR_SET_NAME, PR_SET_PDEATHSIG, Boot, run
 from supervisor.fingerprint import fingerprint, inherit
+from supervisor.launch import command
 
 LARGEST_REQUEST = 1 << 18
 LARGEST_ANSWER = 1 << 16
@@ -49,7 +50,7 @@ class ForkServer:
         with theirs:
             theirs.set_inheritable(True)
             self._process = subprocess.Popen(
-                [python, "-m", "supervisor.forkserver", str(theirs.fileno()), str(os.getpid()), *preload],
+                command(python, "supervisor.forkserver", str(theirs.fileno()), str(os.getpid()), *preload),
                 env={**env, ROOTS_VARIABLE: json.dumps(list(code_roots))},
                 pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=stderr,
                 stderr=stderr, start_new_session=True,

@@ -7,18 +7,15 @@ import os
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from supervisor.child import Boot
 from supervisor.events import ExitKind
 from supervisor.fingerprint import is_stale
 from supervisor.forkserver import ForkServer
+from supervisor.launch import command
 from supervisor.process import Life
 from supervisor.spec import ProcessSpec
-
-HOUSE = str(Path(__file__).resolve().parent.parent)
-"""Folder that holds our packages: a stage's own interpreter need not have them installed."""
 
 ServerKey = tuple[str, tuple[tuple[str, str], ...], tuple[str, ...], tuple[str, ...]]
 
@@ -87,7 +84,7 @@ class Spawner:
 
     def _exec(self, spec: ProcessSpec, boot: Boot, life: Life, inherited: tuple[int, ...], stderr: int) -> None:
         process = subprocess.Popen(
-            [spec.python, "-m", "supervisor.child"], env={**_environment(spec), "POSEWARD_BOOT": boot.to_json()},
+            command(spec.python, "supervisor.child"), env={**_environment(spec), "POSEWARD_BOOT": boot.to_json()},
             pass_fds=inherited, stdin=subprocess.DEVNULL, stdout=stderr, stderr=stderr, start_new_session=True,
         )  # fmt: skip
         self._executed[process.pid] = process
@@ -232,8 +229,7 @@ def _key(spec: ProcessSpec) -> ServerKey:
 
 
 def _environment(spec: ProcessSpec) -> dict[str, Any]:
-    path = os.pathsep.join(filter(None, [HOUSE, spec.env.get("PYTHONPATH") or os.environ.get("PYTHONPATH")]))
-    own: dict[str, str] = {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
+    own: dict[str, str] = {"PYTHONUNBUFFERED": "1"}
     if spec.memory.device is not None:
         # NVML counts GPUs by bus, CUDA by speed unless told otherwise: the gate and the process must agree.
         own["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"

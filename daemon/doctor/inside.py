@@ -1,4 +1,4 @@
-"""Runs in a stage's own interpreter and says what that has: ``python -m daemon.doctor.inside`` with a JSON map.
+"""Runs in a stage's own interpreter, started by `supervisor.launch`, with a JSON map, and says what that has.
 
 Everything it says is a JSON line on the standard output it was started with; what libraries print goes to
 standard error. A line ``{"step": …}`` comes before anything that may hang or kill the process, so that whoever

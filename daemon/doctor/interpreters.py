@@ -18,6 +18,7 @@ from daemon.doctor.check import Context, Finding, error, note, ok, warning
 from stages.owner.processes import ENTRIES, HOUSE, PRELOAD
 from stages.protocols import ConfigurationError, find_backend
 from stages.settings import STAGES, StageSettings
+from supervisor.launch import command
 
 OLDEST = (3, 10)
 START_SECONDS = 15.0
@@ -56,9 +57,7 @@ class Interpreter:
 
 def environment(context: Context, settings: StageSettings) -> dict[str, str]:
     """The environment that the supervisor gives a process of the stage."""
-    before = settings.env.get("PYTHONPATH") or context.machine.environ.get("PYTHONPATH")
-    path = os.pathsep.join(filter(None, [HOUSE, before]))
-    own = {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
+    own = {"PYTHONUNBUFFERED": "1"}
     if settings.device.startswith("cuda"):
         own["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
     return {**context.machine.environ, **settings.env, **own}
@@ -124,7 +123,7 @@ def _ask_inside(context: Context, found: Interpreter, path: str, environ: Mappin
         "cuda": cuda,
         "codecs": stage == "decode",
     }
-    done = _run([path, "-m", "daemon.doctor.inside", json.dumps(request)], environ, IMPORT_SECONDS)
+    done = _run(command(path, "daemon.doctor.inside", json.dumps(request)), environ, IMPORT_SECONDS)
     step = ""
     for line in done.output.splitlines():
         try:
