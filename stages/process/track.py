@@ -94,6 +94,7 @@ class Fold:
         self._source = looks(info)
         self._backend = backend
         self._every = config.snapshot_every
+        self._vertices = config.vertices
         self._skipped = skipped
         self._doing = doing
         self.state: bytes | None = None if backend.follower is None else b""
@@ -202,6 +203,9 @@ class Fold:
             record.failed = self._tally.failures.get(record.frame, record.failed)
             if record.failed is not None:
                 record.tracks = []  # even where the tracker knows who must have been there: see encode_record
+            if not self._vertices:
+                for track in record.tracks:
+                    track.vertices = None
             self._tally.people += len(record.tracks)
             self._tally.ids.update(track.id for track in record.tracks)
             self._writer.append(record)

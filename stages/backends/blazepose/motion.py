@@ -54,6 +54,10 @@ class BoxMotion:
         self._state = self._state @ step.T
         self._covariance = step @ self._covariance @ step.T + noise
 
+    def shift(self, pixels: F64) -> None:
+        """The camera has moved everything by ``pixels`` (2,)."""
+        self._state = self._state + np.pad(np.asarray(pixels, np.float64)[:, None], ((0, 2), (0, 1)))
+
     def update(self, box: npt.NDArray[Any]) -> None:
         """A measurement (4,) x0 y0 x1 y1."""
         measured = _to_centre(box)

@@ -1,10 +1,10 @@
 """Identities over time: a deterministic fold with a serialisable state.
 
-Prediction by a constant-velocity Kalman filter (SORT, Bewley et al. 2016); assignment by the Hungarian method in
-two rounds, sure detections before unsure ones (ByteTrack, Zhang et al. 2022); the cost joins motion, overlap and
-the similarity of poses. A new track is tentative until it has been seen ``n_init`` times in a row: false people
-flicker. Its first frames are filled in when it is confirmed, and so are the frames of a short occlusion when it is
-over; the output lags until that is decided, and by the few frames that mending poses looks ahead.
+The follower says which sightings hang together (tracklets); what is left is to say which tracklets are one person.
+Somebody who is lost for a while is expected where a constant-velocity Kalman filter (SORT, Bewley et al. 2016) says,
+the camera's motion taken out; who appears is taken for him if place, size and looks agree (Hungarian method). After a
+cut, and after long, looks alone decide. A new person is tentative until there is enough evidence for him; his first
+frames are held back until then, and are there when he is confirmed.
 """
 
 from __future__ import annotations
@@ -17,99 +17,115 @@ from typing import Any
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from stages.backends.blazepose.motion import F64, BoxMotion
+from stages.backends.blazepose.bodies import Bodies, Body, Observation, pack_tracks, unpack_tracks
+from stages.backends.blazepose.looks import likeness
+from stages.backends.blazepose.motion import BoxMotion
 from stages.backends.blazepose.options import Options
-from stages.backends.blazepose.smooth import REACH, Mender, gains, window
+from stages.backends.blazepose.smooth import Mender
+from stages.body.fit import BodyFit
 from stages.body.model import load_body
 from stages.records import F32, FrameRecord, People, Track
-from stages.results.stream import decode_record, encode_record
 from stages.transport.wire import pack_value, unpack_value
 
 IMPOSSIBLE = 1e6
 INERTIA = 0.9
 """Velocity that somebody who is not seen keeps from frame to frame: who was hidden may have stopped."""
+MOST_REMEMBERED = 64
+"""People who are remembered, seen or not; the one who was not seen for longest is forgotten first."""
+LOOKS_CHANGE = 0.05
+"""Share of a new look in what is remembered of somebody."""
 
 
 @dataclass(frozen=True)
 class TrackerSettings:
-    """When people are taken for the same person."""
+    """When people are taken for the same person, and when for people at all."""
 
-    n_init: int = 3
-    """Sightings in a row after which a track is confirmed."""
+    n_init: int = 6
+    """Sightings from which the evidence for somebody counts."""
+    evidence: float = 0.45
+    """Least mean score of somebody's sightings for him to be shown."""
+    patience: int = 15
+    """Frames for which a tentative person's first frames are held back."""
     max_age: int = 45
-    """Frames for which a lost person is remembered."""
-    fill: int = 9
-    """Longest occlusion in frames that is filled in once it is over (``detected`` False); needs a `Mender`."""
-    sure: float = 0.5
-    """Detections of at least this score are assigned first, and only they begin tracks."""
-    gate: float = 0.7
-    """Largest distance from the prediction, as a share of the person's height; grows while lost."""
-    max_cost: float = 0.75
-    """Largest cost of an assignment; costs are in [0, 1]."""
+    """Frames for which somebody lost is expected where he must be; afterwards only looks count."""
+    memory: int = 600
+    """Frames for which he is remembered."""
+    gate: float = 0.5
+    """Largest distance from where he must be, as a share of his height; grows by `growth` a frame."""
+    growth: float = 0.05
+    alike: float = 0.55
+    """Least likeness of looks where place and size agree; `very_alike` where nothing else speaks for it."""
+    very_alike: float = 0.86
 
 
 @dataclass
 class Person:
-    """One followed person. ``id`` is 0 until confirmed; ``joints`` (24, 2) pixels of the last sighting."""
+    """Somebody seen. ``id`` is 0 until confirmed; ``by_looks``: there was a cut since, so that his place means
+    nothing; ``total`` is the sum of his sightings' scores."""
 
     number: int
+    tracklet: int
     motion: BoxMotion
-    joints: F64
-    last: Track
+    appearance: F32
     id: int = 0
-    hits: int = 1
+    hits: int = 0
+    total: float = 0.0
+    age: int = 0
     misses: int = 0
+    by_looks: bool = False
 
-
-@dataclass
-class Entry:
-    """A person in a held frame, as measured; ``gain`` (24,) as `Mender.mend` takes it."""
-
-    number: int
-    track: Track
-    gain: F32
+    @property
+    def mean(self) -> float:
+        return self.total / max(self.hits, 1)
 
 
 @dataclass
 class Held:
-    """A frame whose record is not final: who stands in it, by person number, is decided later."""
+    """A frame in which it is not decided yet who stands in it, by person number."""
 
     frame: int
     time: float
-    entries: list[Entry] = field(default_factory=list)
+    entries: list[tuple[int, Observation]] = field(default_factory=list)
+
+
+@dataclass
+class Posing:
+    """A frame in which that is decided, and whose bodies are on their way."""
+
+    frame: int
+    time: float
+    tracks: list[Track] = field(default_factory=list)
 
 
 class PersonTracker:
-    """`stages.protocols.Tracker` for one video; without a mender, poses come out as they were measured."""
+    """`stages.protocols.Tracker` for one video."""
 
-    def __init__(self, settings: TrackerSettings, mender: Mender | None = None) -> None:
+    def __init__(self, settings: TrackerSettings, bodies: Bodies) -> None:
         self._settings = settings
-        self._mender = mender
+        self._shared = bodies
         self._people: list[Person] = []
+        self._bodies: dict[int, Body] = {}
         self._held: deque[Held] = deque()
+        self._posing: deque[Posing] = deque()
         self._ids: dict[int, int] = {}
-        """Identity of each confirmed person that a held frame may still name."""
-        self._shown: dict[int, list[tuple[int, F32]]] = {}
-        """By person number: frames and mended poses that were released last."""
+        """Identity of each confirmed person that a frame may still name."""
         self._next_number = 1
         self._next_id = 1
 
     def update(self, frame: int, time: float, people: People) -> list[FrameRecord]:
         """Take the next frame's people; returns the records that have become final."""
-        for person in self._people:
-            person.motion.predict(INERTIA if person.misses else 1.0)
         held = Held(frame, time)
         self._held.append(held)
-        free = self._assign(people, held)
-        self._age(held)
-        for index in free:
-            if float(people.scores[index]) >= self._settings.sure:
-                self._begin(people, index, held)
-        return self._release(final=False)
+        if "tracklet" in people.extra:
+            self._see(people, held)
+        else:
+            self._end_of_evidence()  # a frame that has failed says nothing about anybody
+        return self._settle(final=False)
 
     def finish(self) -> list[FrameRecord]:
-        """The records that were still held back; tentative people do not get into them."""
-        return self._release(final=True)
+        """The records that were still held back."""
+        self._end_of_evidence()
+        return self._settle(final=True)
 
     def snapshot(self) -> bytes:
         """The whole state, as a msgpack map."""
@@ -118,20 +134,13 @@ class PersonTracker:
                 "next": [self._next_number, self._next_id],
                 "ids": [[number, identity] for number, identity in self._ids.items()],
                 "people": [
-                    {
-                        "numbers": [p.number, p.id, p.hits, p.misses],
-                        "motion": p.motion.save(),
-                        "joints": p.joints,
-                        "last": _pack_tracks([p.last]),
-                    }
+                    [[p.number, p.tracklet, p.id, p.hits, p.age, p.misses], p.motion.save(), p.appearance, p.total,
+                     p.by_looks]
                     for p in self._people
                 ],
-                "held": [
-                    [h.frame, h.time, [e.number for e in h.entries], _pack_tracks([e.track for e in h.entries]),
-                     [e.gain for e in h.entries]]
-                    for h in self._held
-                ],
-                "shown": [[number, [list(pose) for pose in poses]] for number, poses in self._shown.items()],
+                "bodies": [[number, body.save()] for number, body in self._bodies.items()],
+                "held": [[h.frame, h.time, [[n, seen.save()] for n, seen in h.entries]] for h in self._held],
+                "posing": [[p.frame, p.time, pack_tracks(p.tracks)] for p in self._posing],
             }
         )  # fmt: skip
 
@@ -141,150 +150,163 @@ class PersonTracker:
         self._next_number, self._next_id = state["next"]
         self._ids = {int(number): int(identity) for number, identity in state["ids"]}
         self._people = []
-        for saved in state["people"]:
-            number, identity, hits, misses = saved["numbers"]
-            (last,) = _unpack_tracks(saved["last"])
-            motion = BoxMotion.restore(saved["motion"])
-            self._people.append(Person(number, motion, saved["joints"], last, identity, hits, misses))
+        for (number, tracklet, identity, hits, age, misses), motion, looks, total, by_looks in state["people"]:
+            self._people.append(
+                Person(
+                    number, tracklet, BoxMotion.restore(motion), looks, identity, hits, total, age, misses, by_looks
+                )
+            )
+        self._bodies = {number: Body.restore(self._shared, saved) for number, saved in state["bodies"]}
         self._held = deque(
-            Held(frame, time, [Entry(*entry) for entry in zip(numbers, _unpack_tracks(tracks), gain, strict=True)])
-            for frame, time, numbers, tracks, gain in state["held"]
+            Held(frame, time, [(number, Observation(*seen)) for number, seen in entries])
+            for frame, time, entries in state["held"]
         )
-        self._shown = {number: [(frame, pose) for frame, pose in poses] for number, poses in state["shown"]}
+        self._posing = deque(Posing(frame, time, unpack_tracks(tracks)) for frame, time, tracks in state["posing"])
 
     # -- one frame -----------------------------------------------------------------------------------------
 
-    def _assign(self, people: People, held: Held) -> list[int]:
-        """Give detections to followed people; returns the detections that nobody took."""
-        sure = [i for i in range(len(people)) if float(people.scores[i]) >= self._settings.sure]
-        unsure = [i for i in range(len(people)) if i not in sure]
-        # Confirmed people choose before tentative ones: a flicker must not take over an identity.
-        rounds = [
-            ([p for p in self._people if p.id], sure),
-            ([p for p in self._people if p.id], unsure),
-            ([p for p in self._people if not p.id], sure + unsure),
-        ]
-        taken: set[int] = set()
-        seen: set[int] = set()
-        for candidates, detections in rounds:
-            left = [p for p in candidates if p.number not in seen]
-            for person, index in self._match(left, [i for i in detections if i not in taken], people):
-                taken.add(index)
-                seen.add(person.number)
-                self._see(person, people, index, held)
-        return [i for i in range(len(people)) if i not in taken]
+    def _see(self, people: People, held: Held) -> None:
+        shift = np.asarray(people.extra["shift"], np.float64)
+        if people.extra["cut"]:
+            self._end_of_evidence()
+            for person in self._people:
+                person.by_looks = True
+        for person in self._people:
+            person.age += 1
+            person.motion.predict(INERTIA if person.misses else 1.0)
+            person.motion.shift(shift)
+        sightings = [Observation.of(people, index) for index in range(len(people))]
+        tracklets = [int(number) for number in people.extra["tracklet"]]
+        owners = {person.tracklet: person for person in self._people}
+        new = []
+        for index, tracklet in enumerate(tracklets):
+            if tracklet in owners:
+                self._take(owners[tracklet], sightings[index], held)
+            else:
+                new.append(index)
+        present = {number for number, _ in held.entries}
+        lost = [person for person in self._people if person.number not in present]
+        back = self._match(lost, [sightings[index] for index in new])
+        for place, index in enumerate(new):
+            person = back[place] if place in back else self._begin(sightings[index])
+            person.tracklet = tracklets[index]
+            if person.misses or person.by_looks:  # where he was says little about where he goes
+                person.motion = BoxMotion.of(sightings[index].box)
+            self._take(person, sightings[index], held)
+        self._age({number for number, _ in held.entries})
 
-    def _match(self, persons: list[Person], detections: list[int], people: People) -> list[tuple[Person, int]]:
-        if not persons or not detections:
-            return []
-        cost = np.array([[self._cost(person, people, index) for index in detections] for person in persons])
+    def _match(self, lost: list[Person], sightings: list[Observation]) -> dict[int, Person]:
+        """Who of the lost has come back: person by the sighting's place."""
+        if not lost or not sightings:
+            return {}
+        cost = np.array([[self._cost(person, seen) for seen in sightings] for person in lost])
         rows, columns = linear_sum_assignment(cost)
-        return [
-            (persons[row], detections[column])
-            for row, column in zip(rows, columns, strict=True)
-            if cost[row, column] <= self._settings.max_cost
-        ]
+        pairs = zip(rows, columns, strict=True)
+        return {int(column): lost[row] for row, column in pairs if cost[row, column] < IMPOSSIBLE}
 
-    def _cost(self, person: Person, people: People, index: int) -> float:
-        predicted = person.motion.box
-        box = people.boxes[index].astype(np.float64)
-        height = max(predicted[3] - predicted[1], box[3] - box[1], 1.0)
-        distance = float(np.linalg.norm((predicted[:2] + predicted[2:] - box[:2] - box[2:]) / 2)) / height
-        gate = self._settings.gate * (1 + 0.1 * min(person.misses, 20))
-        if distance > gate:
-            return IMPOSSIBLE
-        # Poses are compared relative to their boxes' centres: where the person went is the motion's affair.
-        before = person.joints - person.joints.mean(axis=0)
-        now = people.joints_2d[index].astype(np.float64)
-        apart = np.linalg.norm(before - (now - now.mean(axis=0)), axis=1) / height
-        similarity = float(np.exp(-((apart / 0.1) ** 2)).mean())
-        return float(0.4 * distance / gate + 0.4 * (1 - overlap(predicted, box)) + 0.2 * (1 - similarity))
+    def _cost(self, person: Person, seen: Observation) -> float:
+        """Of taking a sighting for a lost person; the less, the better."""
+        settings = self._settings
+        alike = likeness(person.appearance, seen.appearance)
+        if person.by_looks or person.misses > settings.max_age:
+            return 2.0 - alike if alike >= settings.very_alike and person.id else IMPOSSIBLE
+        expected, box = person.motion.box, seen.box.astype(np.float64)
+        height = max(expected[3] - expected[1], expected[2] - expected[0], 1.0)
+        now = max(box[3] - box[1], box[2] - box[0], 1.0)
+        away = float(np.linalg.norm((expected[:2] + expected[2:] - box[:2] - box[2:]) / 2)) / max(height, now)
+        gate = settings.gate + settings.growth * person.misses
+        if away > gate or alike < settings.alike or not 1 / 2.5 < now / height < 2.5:
+            return 2.0 - alike if alike >= settings.very_alike and person.id else IMPOSSIBLE
+        return 0.5 * away / gate + (1 - alike) - 0.2 * bool(person.id)
 
-    def _see(self, person: Person, people: People, index: int, held: Held) -> None:
-        now = _track(people, index)
-        if person.misses <= self._settings.fill:
-            self._fill(person, now)
-        person.motion.update(people.boxes[index])
-        person.joints = people.joints_2d[index].astype(np.float64)
-        person.last = now
+    def _take(self, person: Person, seen: Observation, held: Held) -> None:
+        person.motion.update(seen.box)
+        if person.hits:
+            mixed = (1 - LOOKS_CHANGE) * person.appearance**2 + LOOKS_CHANGE * seen.appearance**2
+            person.appearance = np.sqrt(mixed).astype(np.float32)
         person.hits += 1
+        person.total += seen.score
         person.misses = 0
-        if not person.id and person.hits >= self._settings.n_init:
+        person.by_looks = False
+        held.entries.append((person.number, seen))
+        if not person.id and person.hits >= self._settings.n_init and person.mean >= self._settings.evidence:
             self._confirm(person)
-        held.entries.append(_entry(person, people, index))
 
-    def _fill(self, person: Person, now: Track) -> None:
-        """Put the person into the frames of the occlusion that is over."""
-        if self._mender is None or not person.misses:
-            return
-        for step in range(1, person.misses + 1):
-            track = self._mender.between(person.last, now, step / (person.misses + 1))
-            gap = self._held[-2 - person.misses + step]
-            gap.entries.append(Entry(person.number, track, np.ones(len(track.pose), np.float32)))
+    def _begin(self, seen: Observation) -> Person:
+        person = Person(self._next_number, 0, BoxMotion.of(seen.box), seen.appearance)
+        self._next_number += 1
+        self._people.append(person)
+        return person
 
     def _confirm(self, person: Person) -> None:
         person.id = self._next_id
         self._ids[person.number] = person.id
         self._next_id += 1
 
-    def _age(self, held: Held) -> None:
+    def _end_of_evidence(self) -> None:
+        """Nothing more will be known of the tentative people of this moment: what there is has to do."""
+        for person in self._people:
+            if not person.id and not person.misses and person.mean >= self._settings.evidence:
+                self._confirm(person)
+
+    def _age(self, present: set[int]) -> None:
         """Deal with those who were not seen in this frame."""
-        seen = {entry.number for entry in held.entries}
         kept = []
         for person in self._people:
-            if person.number not in seen:
+            if person.number not in present:
                 person.misses += 1
-                if not person.id or person.misses > self._settings.max_age:
-                    continue  # tentative people must be seen without a gap
+                most = self._settings.memory if person.id else self._settings.patience
+                if person.misses > most:
+                    continue
             kept.append(person)
+        if len(kept) > MOST_REMEMBERED:
+            gone = sorted(kept, key=lambda p: (-p.misses, p.number))[: len(kept) - MOST_REMEMBERED]
+            kept = [person for person in kept if all(person is not other for other in gone)]
         self._people = kept
 
-    def _begin(self, people: People, index: int, held: Held) -> None:
-        last = _track(people, index)
-        person = Person(
-            self._next_number, BoxMotion.of(people.boxes[index]), people.joints_2d[index].astype(np.float64), last
-        )
-        self._next_number += 1
-        if self._settings.n_init <= 1:
-            self._confirm(person)
-        self._people.append(person)
-        held.entries.append(_entry(person, people, index))
+    # -- what is decided -----------------------------------------------------------------------------------
 
-    def _release(self, *, final: bool) -> list[FrameRecord]:
-        """The held frames, from the oldest on, of which nothing is undecided any more."""
-        undecided = set() if final else {person.number for person in self._people if not person.id}
-        keep = 0
-        if self._mender is not None and not final:
-            gaps = [person.misses for person in self._people if person.misses <= self._settings.fill]
-            keep = max([REACH, *gaps])
-        records = []
-        while len(self._held) > keep and not any(e.number in undecided for e in self._held[0].entries):
+    def _settle(self, *, final: bool) -> list[FrameRecord]:
+        """Pass on the held frames, from the oldest on, of which nothing is undecided any more, to the people's bodies;
+        returns the frames whose bodies have all come back."""
+        undecided = set()
+        if not final:
+            undecided = {p.number for p in self._people if not p.id and p.age < self._settings.patience}
+        decided = -1
+        while self._held and not any(number in undecided for number, _ in self._held[0].entries):
             held = self._held.popleft()
-            tracks = [self._final(entry, held.frame) for entry in held.entries if entry.number in self._ids]
-            records.append(FrameRecord(held.frame, held.time, sorted(tracks, key=lambda track: track.id)))
-        living = {person.number for person in self._people}
-        living.update(entry.number for held in self._held for entry in held.entries)
-        self._ids = {number: identity for number, identity in self._ids.items() if number in living}
-        self._shown = {number: poses for number, poses in self._shown.items() if number in living}
+            decided = held.frame
+            self._posing.append(Posing(held.frame, held.time))
+            seen = {number: entry for number, entry in held.entries if number in self._ids}
+            for number in seen:
+                if number not in self._bodies:
+                    self._bodies[number] = Body(self._shared)
+            for number, body in self._bodies.items():
+                self._collect(number, body.push(held.frame, seen.get(number)))
+        if final:
+            for number, body in self._bodies.items():
+                self._collect(number, body.finish())
+        self._forget()
+        last = self._posing[-1].frame - self._shared.lag if self._posing else decided
+        records = []
+        while self._posing and (final or self._posing[0].frame <= last):
+            done = self._posing.popleft()
+            records.append(FrameRecord(done.frame, done.time, sorted(done.tracks, key=lambda track: track.id)))
         return records
 
-    def _final(self, entry: Entry, frame: int) -> Track:
-        """The track of a confirmed person, with its identity, mended if that is on."""
-        track = entry.track
-        if self._mender is not None:
-            before = self._shown.setdefault(entry.number, [])
-            if track.detected:
-                after = [
-                    (held.frame, other.track.pose)
-                    for held in list(self._held)[:REACH]
-                    for other in held.entries
-                    if other.number == entry.number and other.track.detected
-                ]
-                track = self._mender.mend(track, entry.gain, window([*before, *after], frame))
-            before.append((frame, track.pose))
-            del before[:-REACH]
-        track.id = self._ids[entry.number]
-        return track
+    def _collect(self, number: int, tracks: list[tuple[int, Track]]) -> None:
+        if tracks:
+            places = {posing.frame: posing for posing in self._posing}
+            for frame, track in tracks:
+                track.id = self._ids[number]
+                places[frame].tracks.append(track)
+
+    def _forget(self) -> None:
+        """Let go of the bodies of people who are not remembered, once nothing of them is held back."""
+        living = {person.number for person in self._people}
+        living.update(number for held in self._held for number, _ in held.entries)
+        self._bodies = {n: body for n, body in self._bodies.items() if n in living or not body.idle}
+        self._ids = {n: identity for n, identity in self._ids.items() if n in living or n in self._bodies}
 
 
 def make_tracker(options: Mapping[str, Any], width: int, height: int, fps: float) -> PersonTracker:
@@ -294,41 +316,15 @@ def make_tracker(options: Mapping[str, Any], width: int, height: int, fps: float
         ConfigurationError: an option is wrong, or the body model cannot be read.
     """
     chosen = Options.from_mapping(options)
-    if fps <= 0:
-        return PersonTracker(TrackerSettings(n_init=1))  # one image: nothing to wait for
+    model = load_body({"smpl_model": chosen.smpl_model})
     scale = fps / 30
-    settings = TrackerSettings(max_age=max(5, round(45 * scale)), fill=max(2, round(9 * scale)))
-    if not chosen.smoothing:
-        return PersonTracker(settings)
-    return PersonTracker(settings, Mender(load_body({"smpl_model": chosen.smpl_model}), width, height))
-
-
-def overlap(first: F64, second: F64) -> float:
-    """Intersection over union of two boxes (4,) x0 y0 x1 y1."""
-    low = np.maximum(first[:2], second[:2])
-    high = np.minimum(first[2:], second[2:])
-    shared = float(np.prod(np.maximum(high - low, 0.0)))
-    union = float(np.prod(first[2:] - first[:2]) + np.prod(second[2:] - second[:2])) - shared
-    return float(shared / union) if union > 0 else 0.0
-
-
-def _track(people: People, index: int) -> Track:
-    return Track(
-        0, people.boxes[index], float(people.scores[index]), people.camera[index], people.pose[index],
-        people.betas[index], people.joints_3d[index], people.joints_2d[index],
-        None if people.vertices is None else people.vertices[index],
+    lag = max(2, round(9 * scale)) if chosen.smoothing and fps > 0 else 0
+    mender = Mender(model, width, height) if lag else None
+    bodies = Bodies(BodyFit(model), mender, width, height, lag)
+    if fps <= 0:
+        return PersonTracker(TrackerSettings(n_init=1, evidence=0.0), bodies)  # one image: nothing to wait for
+    settings = TrackerSettings(
+        n_init=max(3, round(6 * scale)), patience=max(6, round(15 * scale)), max_age=max(5, round(45 * scale)),
+        memory=max(30, round(600 * scale)), growth=0.05 / scale,
     )  # fmt: skip
-
-
-def _entry(person: Person, people: People, index: int) -> Entry:
-    visibility = people.extra.get("visibility")
-    gain = np.ones(len(person.last.pose), np.float32) if visibility is None else gains(visibility[index])
-    return Entry(person.number, person.last, gain)
-
-
-def _pack_tracks(tracks: list[Track]) -> Any:
-    return encode_record(FrameRecord(0, 0.0, tracks))["tracks"]
-
-
-def _unpack_tracks(values: Any) -> list[Track]:
-    return decode_record({"frame": 0, "time": 0.0, "tracks": values}).tracks
+    return PersonTracker(settings, bodies)
