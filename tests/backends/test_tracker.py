@@ -123,7 +123,9 @@ def test_the_camera_s_motion_is_taken_out_of_where_he_must_be() -> None:
 def test_two_who_were_hidden_behind_each_other_are_told_apart_by_looks() -> None:
     frames = [people(standing(100 + 6 * n), standing(400 - 6 * n)) for n in range(24)]
     frames += [people(standing(250), tracklets=[1])] * 4
-    frames += [people(standing(400 - 6 * n), standing(100 + 6 * n), tracklets=[8, 9], looks=[2, 1]) for n in range(28, 50)]
+    frames += [
+        people(standing(400 - 6 * n), standing(100 + 6 * n), tracklets=[8, 9], looks=[2, 1]) for n in range(28, 50)
+    ]
     records = fold(tracker(), frames)
     for record in records[28:]:
         assert [track.id for track in record.tracks] == [1, 2]
@@ -205,7 +207,8 @@ def test_one_image_needs_no_confirmation() -> None:
 
 SCENES = st.lists(
     st.tuples(
-        st.lists(st.tuples(st.integers(0, 600), st.integers(1, 5), st.integers(0, 2)), max_size=3), st.integers(0, 9)
+        st.lists(st.tuples(st.integers(0, 600), st.integers(1, 5), st.integers(0, 2)), max_size=3),
+        st.integers(0, 9),
     ),
     max_size=30,
 )
@@ -221,7 +224,9 @@ def test_stopping_anywhere_changes_nothing(
         found = list({tracklet: (x, tracklet, look) for x, tracklet, look in found}.values())
         boxes = [standing(x) for x, *_ in found]
         looks = [look for *_, look in found]
-        frames.append(people(*boxes, tracklets=[t for _, t, _ in found], looks=looks, cut=what == 0, shift=(what, 1)))
+        frames.append(
+            people(*boxes, tracklets=[t for _, t, _ in found], looks=looks, cut=what == 0, shift=(what, 1))
+        )
         if what == 1:
             frames[-1] = People.empty()
 

@@ -6,10 +6,13 @@ Importing this package imports none of that: the factories do, in the process th
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from stages.protocols import Backend, BodyModel, Detector, FetchView, MeshRegressor, ModelFile, Report, Tracker
+from stages.protocols import Backend, BodyModel, Detector, FetchView, ModelFile, Report, Tracker
 from stages.records import Header
+
+if TYPE_CHECKING:
+    from stages.backends.blazepose.follower import LandmarkFollower
 
 NAME = "blazepose"
 
@@ -20,10 +23,10 @@ def _detector(options: Mapping[str, Any], report: Report) -> Detector:
     return PersonDetector.load(options, report)
 
 
-def _mesh(options: Mapping[str, Any], report: Report) -> MeshRegressor:
-    from stages.backends.blazepose.mesh import LandmarkMesh
+def _mesh(options: Mapping[str, Any], report: Report) -> LandmarkFollower:
+    from stages.backends.blazepose.follower import LandmarkFollower
 
-    return LandmarkMesh.load(options, report)
+    return LandmarkFollower.load(options, report)
 
 
 def _tracker(options: Mapping[str, Any], width: int, height: int, fps: float) -> Tracker:
@@ -63,6 +66,7 @@ BACKEND = Backend(
     name=NAME,
     detector=_detector,
     mesh=_mesh,
+    follower=_mesh,
     tracker=_tracker,
     header=_header,
     body=_body,
@@ -71,8 +75,14 @@ BACKEND = Backend(
     # them in a fork.
     preload={
         "detect": ("numpy", "cv2", "msgpack", "stages.backends.blazepose.detector"),
-        "mesh": ("numpy", "cv2", "msgpack", "ai_edge_litert.interpreter", "stages.backends.blazepose.landmarks"),
-        "track": ("numpy", "msgpack", "scipy.optimize", "stages.backends.blazepose.tracker"),
+        "mesh": (
+            "numpy",
+            "cv2",
+            "msgpack",
+            "ai_edge_litert.interpreter",
+            "stages.backends.blazepose.follower",
+        ),
+        "track": ("numpy", "msgpack", "scipy.optimize", "scipy.spatial", "stages.backends.blazepose.tracker"),
     },
     files=_files,
     fetch=_fetch,

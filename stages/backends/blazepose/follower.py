@@ -115,7 +115,7 @@ class Knowledge:
 
 
 class LandmarkFollower:
-    """`stages.protocols.Follower`."""
+    """`stages.protocols.Follower`, and a `stages.protocols.MeshRegressor` of frames that have nothing before them."""
 
     def __init__(self, landmarks: LandmarkNetwork, detector: PersonDetector, options: Options) -> None:
         self._landmarks = landmarks
@@ -139,8 +139,8 @@ class LandmarkFollower:
         ``scores`` is what the detector thought of the person, times the network's presence. ``extra`` holds for each
         ``landmarks`` (N, 33, 3) float32 pixels, ``landmarks_world`` (N, 33, 3) float32 metres, ``visibility`` (N, 33)
         and ``presence`` (N,) float32, as in `stages.backends.blazepose.landmarks.Sighting`, ``tracklet`` (N,) int64
-        and ``appearance`` (N, SIZE) float32 as in `stages.backends.blazepose.looks`; and of the whole picture ``shift``,
-        the two pixels by which the background moved since the frame before, and ``cut``.
+        and ``appearance`` (N, SIZE) float32 as in `stages.backends.blazepose.looks`; and of the whole picture
+        ``shift``, the two pixels by which the background moved since the frame before, and ``cut``.
         """
         known = Knowledge.unpack(state)
         image = frame.image
@@ -170,9 +170,7 @@ class LandmarkFollower:
             roi = expected[person.tracklet]
             person.roi, person.step = roi, person.step * np.float32(0.8)
             person.misses += 1
-        known.people = [s.person for s in seen] + [
-            p for p in lost if p.misses <= COASTS and _inside(p.roi, image)
-        ]
+        known.people = [s.person for s in seen] + [p for p in lost if p.misses <= COASTS and _inside(p.roi, image)]
         known.people = [p for p in known.people if p.unseen <= UNCONFIRMED]
         known.picture = picture
         kept = sorted(
@@ -180,6 +178,10 @@ class LandmarkFollower:
             key=lambda s: (-s.person.score * s.sighting.presence, s.person.tracklet),
         )
         return _people(kept, happened), known.pack()
+
+    def regress(self, frames: Sequence[Frame], detections: Sequence[Detections]) -> list[People]:
+        """The people of each frame, from that frame alone."""
+        return [self.follow(frame, found, b"")[0] for frame, found in zip(frames, detections, strict=True)]
 
     # -- those who are known -------------------------------------------------------------------------------
 
@@ -242,13 +244,13 @@ class LandmarkFollower:
         left = [index for index in range(len(found)) if index not in taken.values()]
         still_lost = []
         for person in lost:
-            one, index = self._found_again(frame.image, person, expected[person.tracklet], found, left, seen)
-            if one is None:
+            again, index = self._found_again(frame.image, person, expected[person.tracklet], found, left, seen)
+            if again is None:
                 still_lost.append(person)
                 continue
             left.remove(index)
             person.unseen = 0
-            seen.append(one)
+            seen.append(again)
         for one in seen:
             self._go_on(one, expected.get(one.person.tracklet))
         for index in left:
@@ -306,13 +308,14 @@ class LandmarkFollower:
 
 
 def _inside(roi: Roi, image: U8) -> bool:
-    return 0 <= roi.x < image.shape[1] and 0 <= roi.y < image.shape[0]
+    height, width = image.shape[:2]
+    return bool(0 <= roi.x < width and 0 <= roi.y < height)
 
 
 def _mixed(before: F32, now: F32) -> F32:
     """A look that changes slowly, of the same length as both."""
-    mixed = (1 - np.float32(SLOW)) * before**2 + np.float32(SLOW) * now**2
-    return np.sqrt(mixed).astype(np.float32)
+    mixed: F32 = np.sqrt((1 - np.float32(SLOW)) * before**2 + np.float32(SLOW) * now**2)
+    return mixed.astype(np.float32)
 
 
 def _pairs(boxes: F32, others: F32) -> dict[int, int]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import cv2
 import numpy as np
 
@@ -26,7 +28,7 @@ def look(image: U8, landmarks: F32) -> F32:
         thighs, each of length 1.
     """
     corners = [landmarks[list(pair), :2] for pair in (SHOULDERS, HIPS, KNEES)]
-    parts = [_colours(image, top, bottom) for top, bottom in zip(corners, corners[1:], strict=False)]
+    parts = [_colours(image, top, bottom) for top, bottom in pairwise(corners)]
     return np.concatenate([_histograms(part) for part in parts]).astype(np.float32)
 
 

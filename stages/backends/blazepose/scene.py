@@ -32,7 +32,9 @@ class Change(NamedTuple):
 def small(image: U8) -> U8:
     """A grey picture of an image (H, W, 3) uint8 BGR, `WIDTH` pixels along its longer side."""
     height, width = image.shape[:2]
-    step = max(1, max(height, width) // (3 * WIDTH))  # reading every pixel of a large frame would cost more than all else
+    step = max(
+        1, max(height, width) // (3 * WIDTH)
+    )  # reading every pixel of a large frame would cost more than all else
     size = (max(8, round(width * WIDTH / max(height, width))), max(8, round(height * WIDTH / max(height, width))))
     found = cv2.resize(image[::step, ::step], size, interpolation=cv2.INTER_AREA)
     return np.asarray(cv2.cvtColor(found, cv2.COLOR_BGR2GRAY), np.uint8)
@@ -54,9 +56,8 @@ def change(before: U8, now: U8, width: int) -> Change:
     moved = cv2.warpAffine(
         first, np.array([[1, 0, x], [0, 1, y]], np.float64), now.shape[::-1], borderMode=cv2.BORDER_REPLICATE
     )
-    blurred = [cv2.GaussianBlur(picture, (0, 0), 2) for picture in (moved, second)]
-    apart = float(np.abs(blurred[0] - blurred[1]).mean()) / 255
-    cut = apart > CUT_CHANGE and _likeness(*blurred) < CUT_LIKENESS
+    old, new = (np.asarray(cv2.GaussianBlur(picture, (0, 0), 2), np.float32) for picture in (moved, second))
+    cut = float(np.abs(old - new).mean()) / 255 > CUT_CHANGE and _likeness(old, new) < CUT_LIKENESS
     shift = np.zeros(2) if cut else np.array([x, y]) * (width / now.shape[1])
     return Change(shift.astype(np.float32), cut)
 

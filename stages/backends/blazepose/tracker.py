@@ -153,7 +153,16 @@ class PersonTracker:
         for (number, tracklet, identity, hits, age, misses), motion, looks, total, by_looks in state["people"]:
             self._people.append(
                 Person(
-                    number, tracklet, BoxMotion.restore(motion), looks, identity, hits, total, age, misses, by_looks
+                    number,
+                    tracklet,
+                    BoxMotion.restore(motion),
+                    looks,
+                    identity,
+                    hits,
+                    total,
+                    age,
+                    misses,
+                    by_looks,
                 )
             )
         self._bodies = {number: Body.restore(self._shared, saved) for number, saved in state["bodies"]}
@@ -217,7 +226,7 @@ class PersonTracker:
         gate = settings.gate + settings.growth * person.misses
         if away > gate or alike < settings.alike or not 1 / 2.5 < now / height < 2.5:
             return 2.0 - alike if alike >= settings.very_alike and person.id else IMPOSSIBLE
-        return 0.5 * away / gate + (1 - alike) - 0.2 * bool(person.id)
+        return float(0.5 * away / gate + (1 - alike) - 0.2 * bool(person.id))
 
     def _take(self, person: Person, seen: Observation, held: Held) -> None:
         person.motion.update(seen.box)
