@@ -51,12 +51,26 @@ def motion_options(command: Callable[..., Any]) -> Callable[..., Any]:
     @click.option("--subject", metavar="WHO", help="The one it is about: auto, a track's ID, x,y@frame, or all.")
     @click.option("--gap", type=float, metavar="SECONDS", help="Join and fill over up to this long without sight.")
     @click.option("--no-smoothing", is_flag=True, help="Join and fill, but leave what was found as it is.")
+    @click.option("--up", type=click.Choice(["z", "y"]), help="npz: the axis that points up [default: z].")
     @click.option("--raw", is_flag=True, help="Tracks as they were found: not joined, not filled, not smooth.")
     @wraps(command)
     def with_motion(
-        *args: Any, subject: str | None, gap: float | None, no_smoothing: bool, raw: bool, loaded: Any, **rest: Any
+        *args: Any,
+        subject: str | None,
+        gap: float | None,
+        no_smoothing: bool,
+        up: str | None,
+        raw: bool,
+        loaded: Any,
+        **rest: Any,
     ) -> Any:
-        given = {"subject": subject, "gap": gap, "smooth": False if no_smoothing else None, "raw": raw or None}
+        given = {
+            "subject": subject,
+            "gap": gap,
+            "up": up,
+            "smooth": False if no_smoothing else None,
+            "raw": raw or None,
+        }
         for name, value in given.items():
             if value is not None:
                 flag = "--no-smoothing" if name == "smooth" else f"--{name}"

@@ -18,6 +18,12 @@ from stages.results import read_results
 EXPORTS: Mapping[str, str] = {
     "overlay": "overlay.mp4 (or .png): the meshes drawn on the input; any video player",
     "glb": "mesh.glb: the posed meshes of the frame that shows the most people, for 3D viewers",
+    "bvh": "subject.bvh: skeleton and motion; Blender, MotionBuilder, Maya, Unity",
+    "npz": "subject.npz: poses as AMASS has them; programs of the SMPL world",
+    "csv": "subject.csv: angles, speeds, centre of mass, joints, a row a frame; spreadsheets",
+    "angles": "angles.json: angles, angular velocities, centre of mass, speeds; any program",
+    "trc": "subject.trc: the joints as markers; OpenSim",
+    "mot": "subject.mot: joint angles as the model's coordinates; OpenSim",
     "json": "frames.jsonl: everything but the surfaces, a JSON object a line; any program",
     "web": "web.json, web.bin: surfaces and skeletons, any frame by one byte range; browsers (three.js)",
 }
@@ -30,6 +36,12 @@ OF_THE_VIDEO = ("overlay",)
 _WRITERS: Mapping[str, str] = {
     "overlay": "overlay:export_overlay",
     "glb": "glb:export_glb",
+    "bvh": "bvh:export_bvh",
+    "npz": "npz:export_npz",
+    "csv": "tables:export_csv",
+    "angles": "tables:export_angles",
+    "trc": "opensim:export_trc",
+    "mot": "opensim:export_mot",
     "json": "json_lines:export_json",
     "web": "web:export_web",
 }

@@ -15,5 +15,7 @@ class MotionOptions:
     """Longest time without sight of a person, in seconds, over which tracks are joined and frames filled."""
     smooth: bool = True
     """Whether people's movement is smoothed, without delay and the less the faster they move."""
+    up: str = ""
+    """Axis that points up in npz, z or y; empty: z, as in AMASS."""
     raw: bool = False
     """Export tracks as they were found: not joined, not filled, not smoothed."""

@@ -25,7 +25,9 @@ DEGREE = 3
 SPIN = (np.deg2rad(50), np.deg2rad(200))
 """Angular speeds a second up to which a joint is slow, and from which it is fast."""
 WALK = (0.4, 1.5)
-"""Speeds in metres a second of the whole body, likewise."""
+"""Speeds across the view in metres a second of the whole body, likewise."""
+APPROACH = (0.3, 1.2)
+"""Changes of the depth's logarithm a second, likewise: 0.7 halves the distance in a second."""
 
 Smoother = Callable[[F64], F64]
 
@@ -50,8 +52,8 @@ def smooth_places(camera: F64, times: F64) -> F64:
     rays = np.column_stack([camera[:, :2] / camera[:, 2:], np.log(camera[:, 2])])
     wide, narrow = local_fit(times, WIDE)(rays), local_fit(times, NARROW)(rays)
     across = _speeds(np.linalg.norm(np.diff(wide[:, :2], axis=0), axis=1), times) * camera[:, 2]
-    deep = _speeds(np.abs(np.diff(wide[:, 2])), times) * camera[:, 2]
-    share = np.column_stack([_share(across, times, WALK)] * 2 + [_share(deep / 2, times, WALK)])
+    deep = _speeds(np.abs(np.diff(wide[:, 2])), times)
+    share = np.column_stack([_share(across, times, WALK)] * 2 + [_share(deep, times, APPROACH)])
     mixed = share * narrow + (1 - share) * wide
     depth = np.exp(mixed[:, 2:])
     return np.column_stack([mixed[:, :2] * depth, depth])

@@ -134,7 +134,7 @@ _RANGES: dict[str, Any] = {
     "logs_days": limits.Ge(0),
     "log_mb": limits.Ge(0),
 }
-_CHOICES = {"daemon.log_level": ("debug", "info", "warning", "error")}
+_CHOICES = {"daemon.log_level": ("debug", "info", "warning", "error"), "motion.up": ("", "z", "y")}
 _SINGLE = ("stages.decode.replicas", "stages.track.replicas")
 
 
