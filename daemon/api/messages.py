@@ -152,6 +152,17 @@ class Frames(Operation):
 
 
 @dataclass(frozen=True)
+class Subject(Operation):
+    op = "subject"
+    job: Id
+    who: Id = "auto"
+    start: Offset = 0
+    count: Annotated[int, Interval(ge=1, le=100_000)] = 100
+    timeout: Timeout = DEADLINE
+    vertices: bool = True
+
+
+@dataclass(frozen=True)
 class Health(Operation):
     op = "health"
 
@@ -177,8 +188,8 @@ class Drain(Operation):
 OPERATIONS: Mapping[str, type[Operation]] = {
     kind.op: kind
     for kind in (
-        Hello, Submit, Upload, Chunk, Image, Status, Listing, Wait, Cancel, Retry, Results, File, Frames, Health,
-        Reset, Reload, Drain,
+        Hello, Submit, Upload, Chunk, Image, Status, Listing, Wait, Cancel, Retry, Results, File, Frames, Subject,
+        Health, Reset, Reload, Drain,
     )
 }  # fmt: skip
 _ADAPTERS = {

@@ -14,6 +14,7 @@ from daemon.api.messages import DEADLINE, ApiError, plain_record
 from daemon.api.paths import resolve
 from daemon.api.server import Later, Reply
 from daemon.api.streams import Streams
+from daemon.api.subjects import Subjects, made_subject
 from daemon.api.uploads import CHUNK, Uploads
 from daemon.jobs import summary
 from daemon.jobs.images import ImageFailed
@@ -57,6 +58,7 @@ class Operations:
         self._store = store
         self._uploads = uploads
         self._streams = Streams()
+        self._subjects = Subjects(lambda: port.loaded.settings)
         self._slow = ThreadPoolExecutor(1, "pw-digest")
         self._topics: set[str] = set()
         self._followed: dict[str, int] = {}
@@ -101,6 +103,8 @@ class Operations:
                 return self._file(operation)
             case ms.Frames():
                 return self._frames(client, operation)
+            case ms.Subject():
+                return self._subject(client, operation)
             case ms.Health():
                 return self._later(self._port.health, lambda found: found)
             case ms.Reset():
@@ -152,6 +156,7 @@ class Operations:
 
     def close(self) -> None:
         self._streams.close()
+        self._subjects.close()
         self._slow.shutdown(wait=False, cancel_futures=True)
 
     # -- jobs ------------------------------------------------------------------------------------------
@@ -340,6 +345,33 @@ class Operations:
             "state": job.state.value,
         }
         return described, None
+
+    def _subject(self, client: bytes, asked: ms.Subject) -> Later:
+        job, folder = self._done(asked.job)
+        future = self._subjects.find(folder, asked.who)
+
+        def attempt(last: bool) -> Reply | None:
+            header: Header | None = None
+            records: list[dict[str, Any]] = []
+            following = asked.start
+            if future.done():
+                with self._reading(folder):
+                    path = made_subject(future)
+                    header, records, following = self._streams.read(
+                        client, f"{job.id} {path.name}", path, asked.start, asked.count, vertices=asked.vertices
+                    )
+            elif not last:
+                return None
+            described = {
+                "header": encode_header(header) if header is not None else None,
+                "records": records,
+                "next": following,
+                "end": header is not None and following >= (job.frames or 0),
+                "state": job.state.value,
+            }
+            return described, None
+
+        return Later(attempt, float(asked.timeout), future=future)
 
     # -- uploads and images ------------------------------------------------------------------------------
 

@@ -212,6 +212,27 @@ class AsyncClient:
                 yield record
             start, end = page.next, page.end
 
+    async def subject_page(
+        self, job: str, who: str = "auto", start: int = 0, *, count: int = 100, vertices: bool = True,
+        wait: float = LONG,
+    ) -> Page:  # fmt: skip
+        """One piece of what `subject` gives; without a header while that is being made, up to ``wait`` seconds."""
+        return messages.page(
+            await self._ask("subject", timeout=wait, job=job, who=who, start=start, count=count, vertices=vertices)
+        )
+
+    async def subject(
+        self, job: str, who: str = "auto", start: int = 0, *, vertices: bool = True
+    ) -> AsyncIterator[FrameRecord]:
+        """The main person of a job that is done, or ``who`` else (a track's ID, x,y@frame, all): over all its tracks,
+        gaps filled, smooth. A record for each frame from ``start`` on; docs/motion.md says more."""
+        end = False
+        while not end:
+            page = await self.subject_page(job, who, start, vertices=vertices)
+            for record in page.records:
+                yield record
+            start, end = page.next, page.end
+
     async def download(
         self,
         job: str,

@@ -123,6 +123,17 @@ class Client:
     def frames(self, job: str, start: int = 0, *, vertices: bool = True) -> Iterator[FrameRecord]:
         return self._iterate(self._inner.frames(job, start, vertices=vertices))
 
+    def subject_page(
+        self, job: str, who: str = "auto", start: int = 0, *, count: int = 100, vertices: bool = True,
+        wait: float = LONG,
+    ) -> Page:  # fmt: skip
+        return self._run(self._inner.subject_page(job, who, start, count=count, vertices=vertices, wait=wait))
+
+    def subject(
+        self, job: str, who: str = "auto", start: int = 0, *, vertices: bool = True
+    ) -> Iterator[FrameRecord]:
+        return self._iterate(self._inner.subject(job, who, start, vertices=vertices))
+
     def download(
         self,
         job: str,

@@ -18,6 +18,7 @@ from stages.results import read_results
 EXPORTS: Mapping[str, str] = {
     "overlay": "overlay.mp4 (or .png): the meshes drawn on the input; any video player",
     "glb": "mesh.glb: the posed meshes of the frame that shows the most people, for 3D viewers",
+    "subject": "subject.msgpack: the main person, joined, filled and smooth, laid out as frames.msgpack; any program",
     "bvh": "subject.bvh: skeleton and motion; Blender, MotionBuilder, Maya, Unity",
     "npz": "subject.npz: poses as AMASS has them; programs of the SMPL world",
     "csv": "subject.csv: angles, speeds, centre of mass, joints, a row a frame; spreadsheets",
@@ -36,6 +37,7 @@ OF_THE_VIDEO = ("overlay",)
 _WRITERS: Mapping[str, str] = {
     "overlay": "overlay:export_overlay",
     "glb": "glb:export_glb",
+    "subject": "subject:export_subject",
     "bvh": "bvh:export_bvh",
     "npz": "npz:export_npz",
     "csv": "tables:export_csv",

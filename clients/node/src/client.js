@@ -143,6 +143,19 @@ export class Client {
     }
   }
 
+  async subjectPage(job, { who, start = 0, count, vertices, wait = LONG, ...options } = {}) {
+    const values = { job, who: who === undefined ? undefined : String(who), start, count, vertices, timeout: wait / 1000 };
+    return this.#ask("subject", values, { ...options, wait });
+  }
+
+  async *subject(job, { who, start = 0, vertices, ...options } = {}) {
+    for (let end = false; !end; ) {
+      const page = await this.subjectPage(job, { who, start, vertices, ...options });
+      yield* page.records;
+      ({ next: start, end } = page);
+    }
+  }
+
   async download(job, name, target, { onProgress = () => {}, ...options } = {}) {
     const beside = join(dirname(target), `.${basename(target)}.${randomBytes(4).toString("hex")}.part`);
     const handle = await open(beside, "wx");

@@ -154,6 +154,27 @@ export interface Header {
   faces: Tensor<Int32Array>;
 }
 
+/** angles.json, the export `angles`; docs/exports.md says what each angle is. */
+export interface AnglesFile {
+  poseward_angles: 1;
+  fps: [number, number];
+  variable: boolean;
+  units: { angles: "degree"; velocities: "degree/s"; centre_of_mass: "metre"; speeds: "metre/s" };
+  people: { id: number; subject: boolean; tracks: number[]; frames: AnglesRecord[] }[];
+}
+
+/** One person's measures in one frame, by name: `left_knee_flexion`, `trunk_inclination`, …. */
+export interface AnglesRecord {
+  frame: number;
+  time: number;
+  /** Nobody saw the person there: it was filled in from before and after. */
+  filled: boolean;
+  angles: Record<string, number>;
+  velocities: Record<string, number>;
+  centre_of_mass: [number, number, number];
+  speeds: Record<string, number>;
+}
+
 export interface Page {
   /** null where the job has not begun to write. */
   header: Header | null;
@@ -405,6 +426,20 @@ export class Client {
   frames(
     job: string,
     options?: RequestOptions & { start?: number; vertices?: boolean },
+  ): AsyncGenerator<FrameRecord, void, undefined>;
+  /** One piece of what `subject` gives; `header` is null while that is being made. */
+  subjectPage(
+    job: string,
+    options?: RequestOptions & { who?: string | number; start?: number; count?: number; vertices?: boolean; wait?: number },
+  ): Promise<Page>;
+  /**
+   * The main person of a job that is done: over all its tracks, gaps filled, smooth; a record for each frame from
+   * `start` on. `who` is somebody else: a track's id, "x,y@frame" in pixels, or "all". A track's `extra.source` is the
+   * id it has in `frames`, 0 where it was filled in (`detected` is false there). docs/motion.md says more.
+   */
+  subject(
+    job: string,
+    options?: RequestOptions & { who?: string | number; start?: number; vertices?: boolean },
   ): AsyncGenerator<FrameRecord, void, undefined>;
   /** Fetch a file of a job's results; `target` appears whole, or not at all. Resolves to its absolute path. */
   download(job: string, name: string, target: string, options?: RequestOptions & { onProgress?: OnBytes }): Promise<string>;

@@ -11,6 +11,10 @@ export async function follow(path: string, signal: AbortSignal): Promise<number>
     const shape: readonly number[] | undefined = first.tracks[0]?.vertices?.shape;
     vertices += (points?.length ?? 0) / (shape?.[1] ?? 1);
   }
+  for await (const record of client.subject(job.id, { who: 3, vertices: false, signal })) {
+    const seen: boolean | undefined = record.tracks[0]?.detected;
+    console.log(record.frame, seen);
+  }
   for await (const [topic, { job: now }] of client.events(`job.${job.id}`)) {
     console.log(topic, now.progress?.committed, now.progress?.total ?? "?");
     break;
