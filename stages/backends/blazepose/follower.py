@@ -117,21 +117,26 @@ class Knowledge:
 class LandmarkFollower:
     """`stages.protocols.Follower`, and a `stages.protocols.MeshRegressor` of frames that have nothing before them."""
 
-    def __init__(self, landmarks: LandmarkNetwork, detector: PersonDetector, options: Options) -> None:
-        self._landmarks = landmarks
+    def __init__(
+        self, alone: LandmarkNetwork, following: LandmarkNetwork, detector: PersonDetector, options: Options
+    ) -> None:
+        self._alone = alone
+        self._following = following
         self._detector = detector
         self._options = options
 
     @classmethod
     def load(cls, options: Mapping[str, Any], report: Report) -> LandmarkFollower:
-        """Load both networks from the model cache.
+        """Load the networks from the model cache.
 
         Raises:
             ConfigurationError: an option is wrong, or a file is missing or damaged.
         """
         chosen = Options.from_mapping(options)
         detector = PersonDetector.load(options, report)
-        return cls(LandmarkNetwork.load(chosen, report), detector, chosen)
+        names = ("heavy", "full") if chosen.landmarks == "auto" else (chosen.landmarks,)
+        networks = [LandmarkNetwork.load(name, chosen, report) for name in names]
+        return cls(networks[0], networks[-1], detector, chosen)
 
     def follow(self, frame: Frame, found: Detections, state: bytes) -> tuple[People, bytes]:
         """The people of a frame, best first, without poses: those come from the landmarks of many frames.
@@ -165,7 +170,7 @@ class LandmarkFollower:
         elif not found.extra.get("searched", True):
             found = Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), {"searched": False})
         known.seek = max(known.seek - 1, 0)
-        seen, lost = self._judge(frame, found, seen, lost, expected, known)
+        seen, lost = self._judge(frame, found, seen, lost, expected, known, alone=first or happened.cut)
         for person in lost:
             roi = expected[person.tracklet]
             person.roi, person.step = roi, person.step * np.float32(0.8)
@@ -187,7 +192,7 @@ class LandmarkFollower:
 
     def _again(self, image: U8, person: Person, roi: Roi) -> Seen | None:
         """Look for a person where he must be."""
-        sighting = self._landmarks.look(image, roi)
+        sighting = self._following.look(image, roi)
         if sighting.presence < self._options.min_presence:
             return None
         if not 1 / SWELL < sighting.next_roi.side / person.roi.side < SWELL:
@@ -227,6 +232,8 @@ class LandmarkFollower:
         lost: list[Person],
         expected: Mapping[int, Roi],
         known: Knowledge,
+        *,
+        alone: bool,
     ) -> tuple[list[Seen], list[Person]]:
         """Take in a search: it confirms those who are followed, finds the lost again, and shows who is new."""
         searched = found.extra.get("searched", True)
@@ -254,7 +261,9 @@ class LandmarkFollower:
         for one in seen:
             self._go_on(one, expected.get(one.person.tracklet))
         for index in left:
-            if len(seen) < self._options.max_people and (new := self._new(frame, found, index, seen, known)):
+            if len(seen) < self._options.max_people and (
+                new := self._new(frame, found, index, seen, known, alone=alone)
+            ):
                 seen.append(new)
         return seen, still_lost
 
@@ -279,7 +288,7 @@ class LandmarkFollower:
             near = np.hypot((x0 + x1) / 2 - roi.x, (y0 + y1) / 2 - roi.y) < 0.5 * roi.side
             if not near or not 1 / 2 < Roi.of_box(found.boxes[index]).side / roi.side < 2:
                 continue
-            sighting = self._landmarks.sighting(image, found.boxes[index])
+            sighting = self._following.sighting(image, found.boxes[index])
             if sighting.presence < self._options.min_presence or self._is_there(sighting, seen):
                 continue
             one = self._seen(image, person, sighting)
@@ -288,13 +297,14 @@ class LandmarkFollower:
         return None, -1
 
     def _new(
-        self, frame: Frame, found: Detections, index: int, seen: Sequence[Seen], known: Knowledge
+        self, frame: Frame, found: Detections, index: int, seen: Sequence[Seen], known: Knowledge, *, alone: bool
     ) -> Seen | None:
+        """Somebody whom nobody explains. ``alone``: nothing is known of what was before this frame."""
         box, score = found.boxes[index], float(found.scores[index])
         tried = np.array([where for _, where in known.tried], np.float32).reshape(-1, 4)
         if len(tried) and overlaps(box, tried).max() > TRIED:
             return None
-        sighting = self._landmarks.sighting(frame.image, box)
+        sighting = (self._alone if alone else self._following).sighting(frame.image, box)
         if sighting.presence < self._options.min_presence or self._is_there(sighting, seen):
             known.tried.append((frame.index, [float(value) for value in box]))
             return None

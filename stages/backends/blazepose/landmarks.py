@@ -11,9 +11,8 @@ from stages.backends.blazepose import models
 from stages.backends.blazepose.network import Network
 from stages.backends.blazepose.options import Options
 from stages.backends.blazepose.roi import Roi
-from stages.backends.blazepose.suppress import distinct_people
 from stages.protocols import Report
-from stages.records import F32, I64, U8
+from stages.records import F32, U8
 
 INPUT = 256
 """Side of the network's input in pixels."""
@@ -55,69 +54,27 @@ class Sighting:
     next_roi: Roi
 
 
-@dataclass
-class Landmarks:
-    """The people of one frame, best first.
-
-    ``image`` (N, 33, 3), ``world`` (N, 33, 3), ``visibility`` (N, 33) and ``presence`` (N,), all float32, as in
-    `Sighting`; ``boxes`` (N, 4) float32 pixels; ``source`` (N,) int64: the detection each person came from.
-    """
-
-    image: F32
-    world: F32
-    visibility: F32
-    presence: F32
-    boxes: F32
-    source: I64
-
-    def __len__(self) -> int:
-        return len(self.presence)
-
-
 class LandmarkNetwork:
-    """Runs the network on every detection of a frame, and keeps whom it believes in."""
+    """Runs the network on squares of frames."""
 
-    def __init__(self, network: Network, options: Options) -> None:
+    def __init__(self, network: Network) -> None:
         self._network = network
-        self._options = options
 
     @classmethod
-    def load(cls, options: Options, report: Report) -> LandmarkNetwork:
-        """Load the network from the model cache.
+    def load(cls, name: str, options: Options, report: Report) -> LandmarkNetwork:
+        """Load the network ``name`` of `models.LANDMARKS` from the model cache.
 
         Raises:
             ConfigurationError: the model is missing or damaged.
         """
         report("pose landmarks", 0.0)
         cv2.setNumThreads(options.threads)
-        path = models.locate(models.LANDMARKS[options.landmarks], options.cache)
-        loaded = cls(Network(path, options.threads), options)
+        path = models.locate(models.LANDMARKS[name], options.cache)
+        loaded = cls(Network(path, options.threads))
         upright = Roi(INPUT / 2, INPUT / 2, INPUT, 1.0, 0.0)
         loaded.look(np.zeros((INPUT, INPUT, 3), np.uint8), upright)  # the first run prepares the kernels
         report("pose landmarks", 1.0)
         return loaded
-
-    def find(self, image: U8, boxes: F32, scores: F32) -> Landmarks:
-        """Landmarks of the people in a frame.
-
-        Args:
-            image: (H, W, 3) uint8 BGR.
-            boxes: (M, 4) x0 y0 x1 y1 of the detections, in pixels.
-            scores: (M,) scores of the detections.
-
-        Returns:
-            Those whose presence is at least ``min_presence``, each once.
-        """
-        people = [self.sighting(image, box) for box in boxes]
-        source = np.array([i for i, p in enumerate(people) if p.presence >= self._options.min_presence], np.int64)
-        shape = (len(source), NUMBER)
-        places = np.array([people[i].image for i in source], np.float32).reshape(*shape, 3)
-        world = np.array([people[i].world for i in source], np.float32).reshape(*shape, 3)
-        visibility = np.array([people[i].visibility for i in source], np.float32).reshape(shape)
-        presence = np.array([people[i].presence for i in source], np.float32)
-        kept = distinct_people(places[..., :2], presence * scores[source], self._options.max_similarity)
-        found = np.array([body_box(places[i], visibility[i]) for i in kept], np.float32).reshape(-1, 4)
-        return Landmarks(places[kept], world[kept], visibility[kept], presence[kept], found, source[kept])
 
     def sighting(self, image: U8, box: F32) -> Sighting:
         """The person in a detection's box (4,): a pass on the upright square around it says how the person lies in
@@ -156,19 +113,16 @@ def refine(points: F32, heatmaps: F32) -> F32:
         (K, 2) float32 in [0, 1].
     """
     size = heatmaps.shape[0]
-    refined = np.array(points, np.float32)
     cells = np.floor(points * size).astype(np.int64)
-    for index, (column, row) in enumerate(cells):
-        if not (0 <= column < size and 0 <= row < size):
-            continue
-        x0, x1 = max(column - WINDOW, 0), min(column + WINDOW + 1, size)
-        y0, y1 = max(row - WINDOW, 0), min(row + WINDOW + 1, size)
-        weights = _sigmoid(heatmaps[y0:y1, x0:x1, index])
-        if weights.max() < PEAK:
-            continue
-        total = weights.sum()
-        refined[index, 0] = (weights.sum(axis=0) * np.arange(x0, x1)).sum() / total / size
-        refined[index, 1] = (weights.sum(axis=1) * np.arange(y0, y1)).sum() / total / size
+    near = cells[:, :, None] + np.arange(-WINDOW, WINDOW + 1)  # (K, 2, 7): columns, rows
+    there = (near >= 0) & (near < size)
+    columns, rows = np.clip(near, 0, size - 1).transpose(1, 0, 2)
+    weights = _sigmoid(heatmaps[rows[:, :, None], columns[:, None, :], np.arange(len(points))[:, None, None]])
+    weights *= there[:, 1, :, None] & there[:, 0, None, :]
+    clear = (weights.max(axis=(1, 2)) >= PEAK) & ((cells >= 0) & (cells < size)).all(axis=1)
+    total = np.maximum(weights.sum(axis=(1, 2)), 1e-6)
+    centres = [(weights.sum(axis=axis) * near[:, place]).sum(axis=1) / total for place, axis in ((0, 1), (1, 2))]
+    refined: F32 = np.where(clear[:, None], np.stack(centres, axis=1) / size, points).astype(np.float32)
     return refined
 
 

@@ -12,7 +12,7 @@ from typing import Literal  # isort: skip
 from stages.protocols import ConfigurationError
 
 Tiles = Literal["auto", "off", "all"]
-NetworkSize = Literal["heavy", "full"]
+NetworkSize = Literal["auto", "heavy", "full"]
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,9 @@ class Options:
     """Folder of the model files; empty means POSEWARD_CACHE, or else the user's cache folder."""
     smpl_model: str = ""
     """Path of an SMPL file whose surface is posed instead of the built-in body."""
-    landmarks: NetworkSize = "heavy"
-    """The landmark network: heavy is more exact, full three times as fast."""
+    landmarks: NetworkSize = "auto"
+    """The landmark network: heavy is more exact, full three times as fast; auto is heavy for what stands alone (images,
+    the first frame of a video and of a scene) and full where people are followed."""
     tiles: Tiles = "auto"
     """Where people are looked for besides the whole frame: in half-overlapping squares of two thirds of its shorter
     side, in each frame (all), in single images and the first frame of a video (auto), or never (off)."""

@@ -32,11 +32,11 @@ class Change(NamedTuple):
 def small(image: U8) -> U8:
     """A grey picture of an image (H, W, 3) uint8 BGR, `WIDTH` pixels along its longer side."""
     height, width = image.shape[:2]
-    step = max(
-        1, max(height, width) // (3 * WIDTH)
-    )  # reading every pixel of a large frame would cost more than all else
-    size = (max(8, round(width * WIDTH / max(height, width))), max(8, round(height * WIDTH / max(height, width))))
-    found = cv2.resize(image[::step, ::step], size, interpolation=cv2.INTER_AREA)
+    scale = WIDTH / max(height, width)
+    size = max(8, round(width * scale)), max(8, round(height * scale))
+    # First some pixels of many: to read them all would cost more than all else here.
+    found = cv2.resize(image, (3 * size[0], 3 * size[1]), interpolation=cv2.INTER_NEAREST)
+    found = cv2.resize(found, size, interpolation=cv2.INTER_AREA)
     return np.asarray(cv2.cvtColor(found, cv2.COLOR_BGR2GRAY), np.uint8)
 
 

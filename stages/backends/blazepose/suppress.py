@@ -60,18 +60,3 @@ def similarity(first: F32, others: F32) -> F32:
     spread = 2 * scale[:, None] * (2 * FALLOFF[BODY]) ** 2
     found: F32 = np.exp(-squared / spread).mean(axis=1).astype(np.float32)
     return found
-
-
-def distinct_people(landmarks: F32, scores: F32, max_similarity: float) -> I64:
-    """Indices of the people to keep, best first: greedily, those not too similar to a better one.
-
-    Args:
-        landmarks: (N, 33, 2) in pixels.
-        scores: (N,).
-        max_similarity: Upper limit of `similarity`.
-    """
-    kept: list[int] = []
-    for index in np.argsort(-scores, kind="stable"):
-        if not kept or similarity(landmarks[index], landmarks[kept]).max() <= max_similarity:
-            kept.append(int(index))
-    return np.array(kept, np.int64)
