@@ -53,8 +53,8 @@ class Follower(Protocol):
     """Regresses body meshes of people whom it follows from frame to frame.
 
     ``follow`` is a pure function: of the frames before it knows what stands in ``state`` alone, which is empty before
-    a job's first frame and afterwards what it returned for the frame before, as it was or as it came back from the
-    journal. Frames come in order; those that have failed are left out.
+    the first frame of a job, or of a group (`Backend.group`), and afterwards what it returned for the frame before, as
+    it was or as it came back from the journal. Frames come in order; those that have failed are left out.
     """
 
     def follow(self, frame: Frame, found: Detections, state: bytes) -> tuple[People, bytes]: ...
@@ -226,6 +226,9 @@ class Backend:
     """Per stage (detect, mesh, track): modules that are safe to import before a fork."""
     follower: FollowerFactory | None = None
     """Takes the place of ``mesh`` where people are followed from frame to frame."""
+    group: int = 0
+    """Frames after which a follower begins anew, with an empty state; 0 is never. Segments of a video that begin at
+    multiples of it can be worked on by themselves."""
     load_tracking: LoadTracking = _nothing_to_load
     exports: Mapping[str, Callable[[Path, Path], Path]] = field(default_factory=dict)
     """Exports that only this family has: each takes a frames.msgpack and a folder, and returns what it wrote."""

@@ -69,7 +69,8 @@ class Pipeline:
         self._patient = patient
         check_faults(settings)
         backend = find_backend(settings.backend)
-        self._idle_replicas = settings.mesh.replicas - 1 if backend.follower is not None else 0
+        self._follows, self._group = backend.follower is not None, backend.group
+        self._idle_replicas = settings.mesh.replicas - 1 if self._follows else 0
         if self._idle_replicas:
             settings = replace(settings, mesh=replace(settings.mesh, replicas=1))
         self._settings = settings
@@ -105,7 +106,15 @@ class Pipeline:
             )  # fmt: skip
 
     def submit(self, job: Job) -> None:
-        """Queue a job. Jobs are worked on in order, urgent ones beside the video that is in work."""
+        """Queue a job. Jobs are worked on in order, urgent ones beside the video that is in work.
+
+        Raises:
+            ValueError: a segment begins where what is found depends on frames before it.
+        """
+        if job.segment is not None and self._follows:
+            first, group = job.segment[0], self._group
+            if first % group if group else first:
+                raise ValueError(f"segment of {job.id}: it begins at frame {first}, not at a multiple of {group}")
         if job.urgent:
             self._queue.appendleft(job)
         else:

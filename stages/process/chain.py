@@ -25,9 +25,14 @@ class Link:
 
 
 class Chain:
-    """The order of the frames of all jobs, and what is known before each. It begins anew with each epoch."""
+    """The order of the frames of all jobs, and what is known before each. It begins anew with each epoch.
 
-    def __init__(self) -> None:
+    Args:
+        group: Frames after which nothing is known again, or 0: see `stages.protocols.Backend`.
+    """
+
+    def __init__(self, group: int = 0) -> None:
+        self._group = group
         self._links: dict[int, Link] = {}
 
     def put(self, message: FrameMessage) -> list[FrameMessage]:
@@ -46,9 +51,10 @@ class Chain:
             ready.append(follows)
         return ready
 
-    def before(self, job: int) -> bytes:
+    def before(self, job: int, frame: int) -> bytes:
         """What is known before the frame whose turn it is."""
-        return self._links[job].state
+        begins = self._group > 0 and frame % self._group == 0
+        return b"" if begins else self._links[job].state
 
     def after(self, job: int, state: bytes) -> None:
         """That frame is done; ``state`` is known now."""

@@ -1,7 +1,8 @@
 """What is journaled of a frame, and jobs of which only that is wanted: segments, which are folded elsewhere.
 
-A segment is frames ``first`` to ``stop - 1`` of an input, worked on alone. As long as the backend follows nobody, what
-is found in a frame depends on that frame only, so that a journal put together of segments is that of the whole.
+A segment is frames ``first`` to ``stop - 1`` of an input, worked on alone. What is found in a frame depends on that
+frame only, or, where the backend follows people, on those of its group before it: so a journal put together of segments
+that begin at groups (`stages.protocols.Backend.group`) is that of the whole.
 """
 
 from __future__ import annotations
@@ -43,9 +44,9 @@ class Segment:
         JournalError: the folder cannot be used.
     """
 
-    def __init__(self, folder: Path, first: int) -> None:
+    def __init__(self, folder: Path, first: int, *, follows: bool = False) -> None:
         self.journal = Journal.open(folder, first)
-        self.state: bytes | None = None
+        self.state: bytes | None = b"" if follows else None
         self.failures: dict[int, Failure] = {}
         for frame, payload in self.journal.read(first):
             self._note(frame, payload)
@@ -73,5 +74,7 @@ class Segment:
         self.journal.close()
 
     def _note(self, frame: int, payload: bytes) -> None:
-        if (failed := unpack_value(payload)["failed"]) is not None:
+        value = unpack_value(payload)
+        self.state = value.get("state", self.state)
+        if (failed := value["failed"]) is not None:
             self.failures[frame] = Failure(*failed)

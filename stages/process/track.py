@@ -309,7 +309,7 @@ class Track:
                 if segment is None:
                     fold = Fold(folder, self._backend, self._config, info, skipped, doing)
                 else:
-                    fold = Segment(folder, segment[0])
+                    fold = Segment(folder, segment[0], follows=self._backend.follower is not None)
         except (JournalError, SourceChangedError, OSError) as error:
             self._unwritable(job, error)
             return

@@ -59,7 +59,7 @@ def main(link: Link, values: Mapping[str, Any]) -> None:
     receiver = config.receiver(link.context)
     if receiver is None:
         raise ValueError(f"{config.stage} has no pipe to receive from")
-    chain = Chain() if config.stage == "mesh" and backend.follower is not None else None
+    chain = Chain(backend.group) if config.stage == "mesh" and backend.follower is not None else None
     worker = Worker(link, config, receiver, Ring.attach(config.ring_fd), process, chain)
     link.ready(backend=config.backend)
     worker.run()
@@ -174,7 +174,7 @@ class Worker:
             inbox.popleft()
             return
         if self._chain is not None:
-            first.state = self._chain.before(first.job)
+            first.state = self._chain.before(first.job, first.frame)
         if first.failed is not None:
             self._loop.pass_on(inbox.popleft())
             return

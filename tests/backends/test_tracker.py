@@ -59,6 +59,7 @@ def people(
         "appearance": np.array([colour(n) for n in looks or tracklets], np.float32).reshape(count, SIZE),
         "shift": list(shift),
         "cut": cut,
+        "begins": False,
     }
     found.extra["landmarks"][:, :, :2] = found.boxes[:, None, :2]
     return found
@@ -193,6 +194,15 @@ def test_good_frames_between_failed_ones_and_cuts_have_their_people() -> None:
     frames = [failed, people(standing(100)), failed, people(standing(300), tracklets=[2], looks=[2], cut=True)]
     frames += [people(standing(300), tracklets=[3], looks=[3], cut=True)]
     assert ids(fold(tracker(), frames)) == [[], [1], [], [2], [3]]
+
+
+def test_where_tracklets_are_counted_anew_people_stay_who_they_are() -> None:
+    frames = [people(standing(100 + 4 * n), standing(400)) for n in range(20)]
+    frames += [people(standing(400), standing(100 + 4 * n), looks=[2, 1]) for n in range(20, 40)]
+    frames[20].extra["begins"] = True
+    records = fold(tracker(), frames)
+    assert ids(records) == [[1, 2]] * 40
+    assert all(record.tracks[1].box[0] == 370 for record in records)
 
 
 def test_options_are_checked() -> None:

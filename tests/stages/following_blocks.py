@@ -26,4 +26,4 @@ class Followed(Cubes):
         return people, after
 
 
-BACKEND = replace(QUICK, name="tests.stages.following_blocks", follower=Followed)
+BACKEND = replace(QUICK, name="tests.stages.following_blocks", follower=Followed, group=20)

@@ -110,14 +110,21 @@ def put(chain: Chain, *messages: FrameMessage) -> list[list[int]]:
 def test_frames_wait_for_the_first_of_their_epoch_and_for_each_other() -> None:
     chain = Chain()
     assert put(chain, message(6), message(8), message(5, b"five"), message(7)) == [[], [], [5, 6], [7, 8]]
-    assert chain.before(1) == b"five"
+    assert chain.before(1, 6) == b"five"
     chain.after(1, b"six")
-    assert chain.before(1) == b"six"
+    assert chain.before(1, 6) == b"six"
 
 
 def test_what_comes_twice_is_dropped() -> None:
     chain = Chain()
     assert put(chain, message(5, b"five"), message(6), message(5, b"five"), message(6)) == [[5], [6], [], []]
+
+
+def test_nothing_is_known_before_a_group() -> None:
+    chain = Chain(group=4)
+    put(chain, message(3, b"three"))
+    chain.after(1, b"four")
+    assert (chain.before(1, 4), chain.before(1, 5)) == (b"", b"four")
 
 
 def test_a_new_epoch_begins_anew() -> None:

@@ -20,10 +20,14 @@ def journal_of(folder: Path, first: int) -> list[tuple[int, bytes]]:
         journal.close()
 
 
-@pytest.mark.parametrize("cuts", [(0, 60), (0, 1, 2, 23, 59, 60), (0, 30, 60)])
-def test_segments_put_together_are_the_whole(tmp_path: Path, cuts: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(
+    ("backend", "cuts"),
+    [("blocks", (0, 60)), ("blocks", (0, 1, 2, 23, 59, 60)), ("blocks", (0, 30, 60)),
+     ("following_blocks", (0, 20, 60))],
+)  # fmt: skip
+def test_segments_put_together_are_the_whole(tmp_path: Path, backend: str, cuts: tuple[int, ...]) -> None:
     clip = write_squares(tmp_path / "clip.mp4", 60)
-    with Run() as run:
+    with Run(backend=f"tests.stages.{backend}") as run:
         run.work(clip, tmp_path / "whole", "whole")
         assert isinstance(run.finish("whole"), JobDone)
         parts = list(pairwise(cuts))
@@ -50,6 +54,11 @@ def test_segments_put_together_are_the_whole(tmp_path: Path, cuts: tuple[int, ..
         run.work(clip, together, "together")
         assert isinstance(run.finish("together"), JobDone)
     assert results_of(together) == results_of(tmp_path / "whole")
+
+
+def test_a_segment_within_a_group_of_followed_frames_is_refused(tmp_path: Path) -> None:
+    with Run(backend="tests.stages.following_blocks") as run, pytest.raises(ValueError, match="20"):
+        run.pipeline.submit(Job("part", "clip.mp4", str(tmp_path), segment=(30, 60)))
 
 
 def test_a_segment_beyond_the_end_is_what_there_is(tmp_path: Path) -> None:

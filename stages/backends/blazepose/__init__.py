@@ -67,6 +67,7 @@ BACKEND = Backend(
     detector=_detector,
     mesh=_mesh,
     follower=_mesh,
+    group=300,
     tracker=_tracker,
     header=_header,
     body=_body,

@@ -145,7 +145,8 @@ class LandmarkFollower:
         ``landmarks`` (N, 33, 3) float32 pixels, ``landmarks_world`` (N, 33, 3) float32 metres, ``visibility`` (N, 33)
         and ``presence`` (N,) float32, as in `stages.backends.blazepose.landmarks.Sighting`, ``tracklet`` (N,) int64
         and ``appearance`` (N, SIZE) float32 as in `stages.backends.blazepose.looks`; and of the whole picture
-        ``shift``, the two pixels by which the background moved since the frame before, and ``cut``.
+        ``shift``, the two pixels by which the background moved since the frame before, ``cut``, and ``begins``: nothing
+        is known of the frame before, and tracklets are counted anew.
         """
         known = Knowledge.unpack(state)
         image = frame.image
@@ -182,7 +183,7 @@ class LandmarkFollower:
             (s for s in seen if s.person.unseen <= UNCONFIRMED),
             key=lambda s: (-s.person.score * s.sighting.presence, s.person.tracklet),
         )
-        return _people(kept, happened), known.pack()
+        return _people(kept, happened, begins=first), known.pack()
 
     def regress(self, frames: Sequence[Frame], detections: Sequence[Detections]) -> list[People]:
         """The people of each frame, from that frame alone."""
@@ -338,7 +339,7 @@ def _pairs(boxes: F32, others: F32) -> dict[int, int]:
     return found
 
 
-def _people(seen: Sequence[Seen], happened: Change) -> People:
+def _people(seen: Sequence[Seen], happened: Change, *, begins: bool) -> People:
     count = len(seen)
 
     def stacked(values: list[Any], *shape: int) -> F32:
@@ -361,5 +362,6 @@ def _people(seen: Sequence[Seen], happened: Change) -> People:
             "appearance": stacked([s.person.appearance for s in seen], SIZE),
             "shift": [float(value) for value in happened.shift],
             "cut": happened.cut,
+            "begins": begins,
         },
     )

@@ -181,6 +181,8 @@ class PersonTracker:
             for person in self._people:
                 person.by_looks = True
         for person in self._people:
+            if people.extra["begins"]:
+                person.tracklet = 0
             person.age += 1
             person.motion.predict(INERTIA if person.misses else 1.0)
             person.motion.shift(shift)
