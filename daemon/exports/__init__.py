@@ -17,7 +17,7 @@ from stages.results import read_results
 
 EXPORTS: Mapping[str, str] = {
     "overlay": "overlay.mp4 (or .png): the meshes drawn on the input; any video player",
-    "glb": "mesh.glb: the posed meshes of the frame that shows the most people, for 3D viewers",
+    "glb": "mesh.glb: everybody's skinned surface, moving (--frame N: a still); Blender, three.js, 3D viewers",
     "subject": "subject.msgpack: the main person, joined, filled and smooth, laid out as frames.msgpack; any program",
     "bvh": "subject.bvh: skeleton and motion; Blender, MotionBuilder, Maya, Unity",
     "npz": "subject.npz: poses as AMASS has them; programs of the SMPL world",

@@ -89,6 +89,13 @@ export async function writeClip(path, frames) {
   return write(path, `from tests.stages.harness import write_squares; write_squares(Path(path), ${frames})`);
 }
 
+/** Results of two people who walk, one of them not there all the time, as exports into `folder`: `names`, with commas. */
+export async function writeExports(folder, names) {
+  const code = "from tests.daemon.test_export_glb import two; from daemon.exports import export; results = two(Path(path)); "
+    + `[export(name, "clip.mp4", results, path) for name in "${names}".split(",")]`;
+  return write(folder, code);
+}
+
 /** A black image, 160 x 120, with one white square. */
 export async function writeImage(path) {
   return write(path, "import cv2, numpy as np; a = np.zeros((120, 160, 3), np.uint8); a[20:60, 20:60] = 255; cv2.imwrite(path, a)");
