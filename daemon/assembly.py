@@ -19,7 +19,7 @@ from daemon.jobs.finishing import Exporter
 from daemon.jobs.images import Images
 from daemon.jobs.mailbox import Mailbox
 from daemon.jobs.results_folder import ResultsFolder
-from daemon.jobs.scheduler import Scheduler
+from daemon.jobs.scheduler import AHEAD, Scheduler
 from daemon.jobs.store import JobStore, StoredJob
 from daemon.retention.clock import FILE as CLOCK
 from daemon.retention.clock import CredibleClock
@@ -29,8 +29,7 @@ from daemon.settings.loading import Loaded
 from daemon.settings.schema import Settings
 from daemon.telemetry import logs
 from daemon.telemetry.metrics import Endpoint, Metrics
-from stages.owner.jobs import JobEvent
-from stages.owner.pipeline import Pipeline
+from stages.owner.jobs import Job, JobEvent
 from stages.settings import PipelineSettings
 
 
@@ -40,6 +39,19 @@ class Folder(Protocol):
     def start(self) -> None: ...
     def stop(self) -> None: ...
     def status(self) -> dict[str, Any]: ...
+
+
+class PipelineLike(Protocol):
+    """What a daemon uses of a pipeline, be it of one machine or of many."""
+
+    def start(self) -> None: ...
+    def submit(self, job: Job) -> None: ...
+    def cancel(self, job_id: str) -> None: ...
+    def step(self, timeout: float) -> None: ...
+    def restart(self, stage: str, reason: str) -> None: ...
+    def reset(self, stage: str) -> None: ...
+    def status(self) -> dict[str, Any]: ...
+    def close(self) -> None: ...
 
 
 class PipelineFactory(Protocol):
@@ -53,7 +65,7 @@ class PipelineFactory(Protocol):
         runtime: Path | None,
         patient: bool,
         wake: int | None,
-    ) -> Pipeline: ...
+    ) -> PipelineLike: ...
 
 
 class Loop(Port, Protocol):
@@ -81,7 +93,7 @@ class Parts:
     metrics: Metrics
     readers: Readers
     server: Server
-    pipeline: Pipeline
+    pipeline: PipelineLike
     retention: Retention
     drop: Folder | None
 
@@ -107,7 +119,8 @@ def assemble(loop: Loop, loaded: Loaded, exporter: Exporter, stack: ExitStack, f
     clock = CredibleClock(state / CLOCK, store.newest())
     uploads = Uploads(state / "uploads", settings.api.max_upload_mb << 20, clock=clock)
     home = ResultsFolder(results, state)
-    scheduler = Scheduler(store, loaded, loop.publish, exporter, mailbox.ring, home)
+    ahead = settings.cluster.jobs if settings.cluster.address else AHEAD
+    scheduler = Scheduler(store, loaded, loop.publish, exporter, mailbox.ring, home, ahead)
 
     metrics = Metrics(settings.stages, {"state": state, "results": results})
     store.listen(metrics.on_job)

@@ -18,18 +18,20 @@ FLOORS = (
     ("stages.results", "stages.body"),
     ("stages.backends", "stages.process"),
     ("stages.owner",),
+    ("daemon.motion",),
     ("daemon.settings",),
     ("daemon.telemetry.logs",),
     ("daemon.jobs", "daemon.exports", "daemon.client", "daemon.doctor", "daemon.service"),
     ("daemon.telemetry", "daemon.retention", "daemon.drop", "daemon.run"),
     ("daemon.api",),
+    ("daemon.cluster",),
     ("daemon.assembly",),
     ("daemon.serve",),
     ("daemon.cli",),
 )
 """From the ground up: a room may import rooms of lower floors only. ``daemon.telemetry.logs`` is how everybody speaks,
 and knows nobody; the rest of its room listens to the jobs."""
-MOST_LINES = 420
+MOST_LINES = 440
 
 
 def modules() -> Iterator[tuple[str, ast.Module]]:

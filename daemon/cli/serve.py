@@ -6,13 +6,18 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from daemon.cli.options import configured
 from daemon.settings.loading import ConfigError, Loaded
+from daemon.settings.schema import Settings
+
+if TYPE_CHECKING:
+    from daemon.assembly import PipelineFactory
 
 PASSING = ("disk-full", "store-locked")
 """What a later start may find mended: systemd tries again after exit code 1, and never after 2."""
@@ -70,6 +75,17 @@ def serve(loaded: Loaded, verbose: bool) -> None:
             kept.close()
 
 
+def _factory(settings: Settings) -> PipelineFactory:
+    """What makes the pipeline: one of this machine, or one that gives work to others."""
+    if not settings.cluster.address:
+        from stages.owner.pipeline import Pipeline
+
+        return Pipeline
+    from daemon.cluster.pipeline import ClusterPipeline
+
+    return partial(ClusterPipeline, cluster=settings.cluster)
+
+
 def execute(loaded: Loaded) -> int:
     """Serve until a signal; returns the exit code."""
     from daemon.cli.export import check_names, make
@@ -90,7 +106,9 @@ def execute(loaded: Loaded) -> int:
     try:
         exports = [*EXPORTS, *find_backend(settings.stages.backend).exports]
         check_names(settings.results.exports, settings.stages.backend)
-        service = Service(loaded, export, exports, Notifier.from_environment(os.environ))
+        service = Service(
+            loaded, export, exports, Notifier.from_environment(os.environ), factory=_factory(settings)
+        )
     except (ConfigError, ConfigurationError, StoreError, RingError, RuntimePathError) as error:
         logs.get("daemon").error("cannot start", message=str(error))
         if isinstance(error, StoreError) and error.name in PASSING:

@@ -90,6 +90,10 @@ def screen(watched: Watched, width: int = 100, height: int = 100) -> RenderableT
     stages = _stages(watched, health, width)
     parts: list[RenderableType] = [_head(watched, health), memory, Text(""), stages, Text("")]
     left = height - 8 - memory.row_count - stages.row_count  # the other lines of head, table, queue and foot
+    if (cluster := health.get("cluster")) is not None:
+        stations = _cluster(cluster)
+        parts += [stations, Text("")]
+        left -= stations.row_count + 1
     jobs = health["jobs"][: max(1, left // 2)]
     parts.append(_queue(health, len(health["jobs"]) - len(jobs)))
     if jobs:
@@ -178,6 +182,23 @@ def _stages(watched: Watched, health: Mapping[str, Any], width: int) -> Table:
 
 def _rss(process: Mapping[str, Any]) -> str:
     return size_text(process["rss"] or None)
+
+
+def _cluster(cluster: Mapping[str, Any]) -> Table:
+    """The other machines: what each does, and how much of each job has come back."""
+    grid = Table.grid(padding=(0, 2), expand=True)
+    grid.add_column(no_wrap=True, style="bold")
+    grid.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
+    grid.add_column(justify="right", no_wrap=True)
+    grid.add_row("cluster", f"{cluster['address']}: {cluster['state']}", f"{len(cluster['stations'])} stations")
+    for station in cluster["stations"]:
+        doing = f"refused: {station['refusal']}" if station["refusal"] else station["doing"] or "idle"
+        host = printable(station["host"]) or "starting"
+        grid.add_row(f"  {host}", printable(doing), f"{station['segments']} segments")
+    for job, found in cluster["jobs"].items():
+        back = f"{found['done']}/{found['segments']} segments"
+        grid.add_row(f"  {short(job)}", f"{found['frames']} frames back", back)
+    return grid
 
 
 def _queue(health: Mapping[str, Any], hidden: int) -> Text:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from daemon.doctor.api import check_addresses, check_daemon
 from daemon.doctor.check import Check, Context, Finding, note, ok, warning
+from daemon.doctor.cluster import check_cluster
 from daemon.doctor.codecs import check_codecs
 from daemon.doctor.devices import check_driver, check_torch
 from daemon.doctor.devices import check_memory as check_device_memory
@@ -73,6 +74,7 @@ CHECKS: Sequence[Check] = (
     Check("service.daemon", check_daemon),
     Check("service.addresses", check_addresses, 20.0),
     Check("service.systemd", check_systemd),
+    Check("service.cluster", check_cluster, 20.0),
     Check("machine.wsl", check_wsl),
     Check("machine.clock", check_clock),
     Check("machine.files", check_files),

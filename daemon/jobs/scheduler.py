@@ -54,6 +54,7 @@ class Scheduler:
         exporter: makes one export of finished results.
         wake: called by helper threads when they have something for `turn`.
         home: tells whether the results folder is there; nothing is begun while it is not.
+        ahead: jobs given to the pipeline at a time.
 
     Raises:
         StoreError: the store cannot be read.
@@ -67,6 +68,7 @@ class Scheduler:
         exporter: Exporter,
         wake: Callable[[], None],
         home: ResultsFolder | None = None,
+        ahead: int = AHEAD,
     ) -> None:
         self.draining = False
         self._store = store
@@ -75,6 +77,7 @@ class Scheduler:
         self._exporter = exporter
         self._wake = wake
         self._home = home
+        self._ahead = ahead
         self._pipeline: PipelineLike | None = None
         self._running: dict[str, Running] = {}
         self._reader = ThreadPoolExecutor(1, "pw-read")
@@ -254,8 +257,8 @@ class Scheduler:
     def _begin(self) -> None:
         # One that is being finished no longer needs the pipeline.
         busy = sum(1 for running in self._running.values() if running.phase != "exporting")
-        room = self._pipeline is not None and busy < AHEAD and not self.draining
-        waiting = self._store.waiting(AHEAD - busy) if room else []
+        room = self._pipeline is not None and busy < self._ahead and not self.draining
+        waiting = self._store.waiting(self._ahead - busy) if room else []
         if waiting and self._home is not None and (away := self._home.away()) is not None:
             self._refusals.tell(away, "results", "results-away")
             return

@@ -133,6 +133,14 @@ _RANGES: dict[str, Any] = {
     "jobs_days": limits.Ge(0),
     "logs_days": limits.Ge(0),
     "log_mb": limits.Ge(0),
+    "stations": limits.Ge(0),
+    "gpus": limits.Ge(0),
+    "cpus": limits.Ge(0),
+    "memory_mb": limits.Ge(0),
+    "segment_frames": limits.Ge(1),
+    "ahead": limits.Ge(1),
+    "jobs": limits.Ge(1),
+    "connect_seconds": limits.Gt(0),
 }
 _CHOICES = {"daemon.log_level": ("debug", "info", "warning", "error"), "motion.up": ("", "z", "y")}
 _SINGLE = ("stages.decode.replicas", "stages.track.replicas")

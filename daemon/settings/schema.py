@@ -107,6 +107,30 @@ class RetentionSettings:
 
 
 @dataclass(frozen=True)
+class ClusterSettings:
+    """Other machines that `poseward serve` gives work to, by Ray; docs/cluster.md describes it."""
+
+    address: str = ""
+    """HOST:PORT of the Ray cluster's head, or auto for the one that this machine is in; empty: this machine alone."""
+    stations: int = 0
+    """Machines' worth of work that is used at most; 0: as many as the cluster has room for."""
+    gpus: float = 0.0
+    """GPUs that each station reserves; 1 with a backend that runs on one."""
+    cpus: float = 1.0
+    """Processor cores that each station reserves."""
+    memory_mb: int = 0
+    """Host memory in MB that each station reserves; 0 reserves none."""
+    segment_frames: int = 240
+    """Frames that a station is given at a time."""
+    ahead: int = 64
+    """Segments of one video that may be done beyond the first one that is not."""
+    jobs: int = 16
+    """Jobs that are given to the cluster at a time."""
+    connect_seconds: float = 120.0
+    """Longest time for reaching the cluster."""
+
+
+@dataclass(frozen=True)
 class Settings:
     """Everything that can be configured: one field a section of the file."""
 
@@ -118,3 +142,4 @@ class Settings:
     api: ApiSettings = field(default_factory=ApiSettings)
     metrics: MetricsSettings = field(default_factory=MetricsSettings)
     retention: RetentionSettings = field(default_factory=RetentionSettings)
+    cluster: ClusterSettings = field(default_factory=ClusterSettings)

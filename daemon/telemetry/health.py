@@ -38,8 +38,23 @@ def of_pipeline(status: Mapping[str, Any], settings: PipelineSettings, problems:
         "epoch": status["epoch"],
         "processes": processes,
         "memory": memory(),
-        "problems": found,
+        "problems": [*cluster_problems(status.get("cluster")), *found],
+        "cluster": status.get("cluster"),
     }
+
+
+def cluster_problems(cluster: Mapping[str, Any] | None) -> list[str]:
+    """What is wrong with the other machines, if there are any."""
+    if cluster is None:
+        return []
+    found = [
+        f"cluster: {station['host']} is refused: {station['refusal']}"
+        for station in cluster["stations"]
+        if station["refusal"]
+    ]
+    if cluster["state"] in ("died", "circuit open", "failed"):
+        found.insert(0, f"cluster {cluster['address']}: {cluster['state']}: {cluster['detail']}")
+    return found
 
 
 def process_map(state: ChildState, ready: bool, settings: PipelineSettings) -> dict[str, Any]:

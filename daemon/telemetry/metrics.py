@@ -129,6 +129,7 @@ class Metrics:
             "device": gauge("device_memory_bytes", "What it holds on its GPU, where the driver tells"),
             "batch": gauge("batch_frames", "Frames that it takes at a time"),
         }
+        self._stations = self._gauge("cluster_stations", "Stations of the cluster, by what they do", "state")
         self._process_info = Info(
             "poseward_process", "What a process runs", ["process", "stage"], registry=self.registry
         )
@@ -240,6 +241,9 @@ class Metrics:
         for before, stage in enumerate(STAGES[1:]):
             done = [(job.decoded, job.detected, job.meshed, job.committed) for job in status["jobs"].values()]
             self._backlog.labels(stage).set(sum(max(0, job[before] - job[before + 1]) for job in done))
+        stations = (status.get("cluster") or {}).get("stations", ())
+        for state in ("working", "idle", "refused", "starting"):
+            self._stations.labels(state).set(sum(1 for station in stations if _doing(station) == state))
         for name, state in status["processes"].items():
             self._process(name, health.process_map(state, name in status["ready"], self._settings))
 
@@ -278,6 +282,14 @@ class Metrics:
 
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
         return Histogram(f"poseward_{name}", text, labels, buckets=buckets, registry=self.registry)
+
+
+def _doing(station: Mapping[str, Any]) -> str:
+    if station["refusal"]:
+        return "refused"
+    if not station["host"]:
+        return "starting"
+    return "working" if station["doing"] else "idle"
 
 
 def cause_of(kind: str) -> str:

@@ -269,6 +269,13 @@ export interface Health extends Hello {
     claimed: number;
     problem: string | null;
   } | null;
+  /** The other machines, where there are any. */
+  cluster: {
+    address: string;
+    state: string;
+    stations: { name: string; host: string; doing: string; segments: number; refusal: string }[];
+    jobs: Record<string, { frames: number; done: number; segments: number }>;
+  } | null;
   /** Empty: all is well. */
   problems: string[];
   /** The last things that went wrong and were mended, with their time of day. */
