@@ -87,7 +87,7 @@ def draw_record(image: U8, record: FrameRecord, header: Header, body: Callable[[
         colour = identity_colour(track.id)
         opacity = OPACITY if track.detected else OPACITY / 2
         meshes.append(Mesh(vertices + track.camera, header.faces, colour, opacity))
-    out = draw(image, meshes)
+    out = draw(image, meshes, header.focal)
     for track in record.tracks:
         _label(out, track)
     if record.failed is not None:

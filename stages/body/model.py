@@ -27,6 +27,13 @@ TEMPLATE_FILE = Path(__file__).with_name("template.npz")
 
 F64 = npt.NDArray[np.float64]
 
+_PARENTS = np.array([max(parent, 0) for parent in JOINT_PARENTS])
+_DEPTH = [0]
+for _parent in JOINT_PARENTS[1:]:
+    _DEPTH.append(_DEPTH[_parent] + 1)
+_LEVELS = [np.flatnonzero(np.array(_DEPTH) == depth) for depth in range(1, max(_DEPTH) + 1)]
+"""Joints that are equally far from the root: they are posed at once."""
+
 
 @dataclass(frozen=True)
 class LinearBody:
@@ -103,10 +110,11 @@ def forward_kinematics(pose: F64, rest: F64) -> tuple[F64, F64]:
     rotations = np.empty_like(pose)
     joints = np.zeros_like(rest)
     rotations[0] = pose[0]
-    for joint, parent in enumerate(JOINT_PARENTS):
-        if parent >= 0:
-            rotations[joint] = rotations[parent] @ pose[joint]
-            joints[joint] = joints[parent] + rotations[parent] @ (rest[joint] - rest[parent])
+    bones = rest - rest[_PARENTS]
+    for level in _LEVELS:
+        above = rotations[_PARENTS[level]]
+        rotations[level] = above @ pose[level]
+        joints[level] = joints[_PARENTS[level]] + (above @ bones[level, :, None])[..., 0]
     return rotations, joints
 
 

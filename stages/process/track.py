@@ -40,7 +40,7 @@ from supervisor.child import Link
 RESULTS_NAME = "frames.msgpack"
 """Name of the growing results file in a job's work folder."""
 
-SNAPSHOT_LAYOUT = 2
+SNAPSHOT_LAYOUT = 3
 """Raise it whenever a snapshot would be misread by the code that follows. Others are left out, and what they
 held is folded again from the journal."""
 

@@ -36,9 +36,13 @@ def _tracker(options: Mapping[str, Any], width: int, height: int, fps: float) ->
 
 
 def _header(options: Mapping[str, Any], width: int, height: int, fps: float) -> Header:
+    from stages.body.fit import focal_length
     from stages.body.skeleton import JOINT_NAMES, JOINT_PARENTS
 
-    return Header(width, height, fps, NAME, JOINT_NAMES, JOINT_PARENTS, _body(options).faces)
+    return Header(
+        width, height, fps, NAME, JOINT_NAMES, JOINT_PARENTS, _body(options).faces,
+        focal=focal_length(width, height), principal=(width / 2, height / 2),
+    )  # fmt: skip
 
 
 def _body(options: Mapping[str, Any]) -> BodyModel:

@@ -21,8 +21,6 @@ from stages.backends.blazepose.bodies import Bodies, Body, Observation, pack_tra
 from stages.backends.blazepose.looks import likeness
 from stages.backends.blazepose.motion import BoxMotion
 from stages.backends.blazepose.options import Options
-from stages.backends.blazepose.smooth import Mender
-from stages.body.fit import BodyFit
 from stages.body.model import load_body
 from stages.records import F32, FrameRecord, People, Track
 from stages.transport.wire import pack_value, unpack_value
@@ -86,6 +84,7 @@ class Held:
     frame: int
     time: float
     entries: list[tuple[int, Observation]] = field(default_factory=list)
+    cut: bool = False
 
 
 @dataclass
@@ -139,7 +138,7 @@ class PersonTracker:
                     for p in self._people
                 ],
                 "bodies": [[number, body.save()] for number, body in self._bodies.items()],
-                "held": [[h.frame, h.time, [[n, seen.save()] for n, seen in h.entries]] for h in self._held],
+                "held": [[h.frame, h.time, [[n, seen.save()] for n, seen in h.entries], h.cut] for h in self._held],
                 "posing": [[p.frame, p.time, pack_tracks(p.tracks)] for p in self._posing],
             }
         )  # fmt: skip
@@ -167,8 +166,8 @@ class PersonTracker:
             )
         self._bodies = {number: Body.restore(self._shared, saved) for number, saved in state["bodies"]}
         self._held = deque(
-            Held(frame, time, [(number, Observation(*seen)) for number, seen in entries])
-            for frame, time, entries in state["held"]
+            Held(frame, time, [(number, Observation(*seen)) for number, seen in entries], cut)
+            for frame, time, entries, cut in state["held"]
         )
         self._posing = deque(Posing(frame, time, unpack_tracks(tracks)) for frame, time, tracks in state["posing"])
 
@@ -177,6 +176,7 @@ class PersonTracker:
     def _see(self, people: People, held: Held) -> None:
         shift = np.asarray(people.extra["shift"], np.float64)
         if people.extra["cut"]:
+            held.cut = True
             self._end_of_evidence()
             for person in self._people:
                 person.by_looks = True
@@ -293,7 +293,7 @@ class PersonTracker:
                 if number not in self._bodies:
                     self._bodies[number] = Body(self._shared)
             for number, body in self._bodies.items():
-                self._collect(number, body.push(held.frame, seen.get(number)))
+                self._collect(number, body.push(held.frame, held.time, seen.get(number), cut=held.cut))
         if final:
             for number, body in self._bodies.items():
                 self._collect(number, body.finish())
@@ -329,9 +329,7 @@ def make_tracker(options: Mapping[str, Any], width: int, height: int, fps: float
     chosen = Options.from_mapping(options)
     model = load_body({"smpl_model": chosen.smpl_model})
     scale = fps / 30
-    lag = max(2, round(9 * scale)) if chosen.smoothing and fps > 0 else 0
-    mender = Mender(model, width, height) if lag else None
-    bodies = Bodies(BodyFit(model), mender, width, height, lag)
+    bodies = Bodies(model, width, height, fps, smoothing=chosen.smoothing)
     if fps <= 0:
         return PersonTracker(TrackerSettings(n_init=1, evidence=0.0), bodies)  # one image: nothing to wait for
     settings = TrackerSettings(
