@@ -14,7 +14,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from rich.table import Table
 
 from stages.owner.jobs import Job, JobDone, JobEvent, JobFailed, JobOpened
 from stages.owner.pipeline import Pipeline
-from stages.protocols import find_backend
+from stages.protocols import Backend, find_backend
 from stages.records import Detections, Frame, People
 from stages.results.stream import ResultWriter
 from stages.settings import PipelineSettings
@@ -40,11 +40,26 @@ def _silent(detail: str, fraction: float | None = None) -> None:
     """Loading is not what is measured here."""
 
 
+def _mesh(backend: Backend, options: dict[str, Any]) -> Callable[[Frame, Detections], People]:
+    """What the mesh stage does with a frame, after all before it."""
+    if backend.follower is None:
+        regressor = backend.mesh(options, _silent)
+        return lambda frame, found: regressor.regress([frame], [found])[0]
+    follower, state = backend.follower(options, _silent), b""
+
+    def follow(frame: Frame, found: Detections) -> People:
+        nonlocal state
+        people, state = follower.follow(frame, found, state)
+        return people
+
+    return follow
+
+
 def loop_once(video: Path, settings: PipelineSettings, folder: Path) -> tuple[int, float]:
     """Frames, and seconds that decode, detect, mesh and track take in turn in this process."""
     backend = find_backend(settings.backend)
     options: dict[str, Any] = {"device": "cpu", "threads": 1, **settings.options}
-    detector, regressor = backend.detector(options, _silent), backend.mesh(options, _silent)
+    detector, mesh = backend.detector(options, _silent), _mesh(backend, options)
     started = time.perf_counter()
     source = open_source(video, max_pixels=settings.max_pixels)
     info = source.info
@@ -57,7 +72,7 @@ def loop_once(video: Path, settings: PipelineSettings, folder: Path) -> tuple[in
         people = People.empty()
         if decoded.image is not None:
             frame = Frame(decoded.image, decoded.index, decoded.time)
-            people = regressor.regress([frame], detector.detect([frame]))[0]
+            people = mesh(frame, detector.detect([frame])[0])
         for record in tracker.update(decoded.index, decoded.time, people):
             writer.append(record)
         frames += 1
@@ -88,14 +103,14 @@ def pipeline_once(pipeline: Pipeline, events: list[JobEvent], video: Path, folde
 def _samples(video: Path, settings: PipelineSettings, count: int) -> Iterator[Sample]:
     backend = find_backend(settings.backend)
     options: dict[str, Any] = {"device": "cpu", "threads": 1, **settings.options}
-    detector, regressor = backend.detector(options, _silent), backend.mesh(options, _silent)
+    detector, mesh = backend.detector(options, _silent), _mesh(backend, options)
     for decoded in open_source(video, max_pixels=settings.max_pixels).frames():
         if decoded.index == count:
             return
         if decoded.image is not None:
             frame = Frame(decoded.image, decoded.index, decoded.time)
             detections = detector.detect([frame])
-            yield decoded.image, detections[0], regressor.regress([frame], detections)[0]
+            yield decoded.image, detections[0], mesh(frame, detections[0])
 
 
 def transport_seconds(video: Path, settings: PipelineSettings) -> float:

@@ -15,10 +15,12 @@ SURE = 0.15
 """Response of the phase correlation from which a shift of the picture is believed."""
 FURTHEST = 0.25
 """Furthest that a camera moves in one frame, as a share of the picture."""
-CUT_CHANGE = 0.09
+CUT_CHANGE = 0.045
 """Least mean change of brightness, as a share of its range, at a cut."""
-CUT_LIKENESS = 0.55
+CUT_LIKENESS = 0.9
 """Greatest correlation of two pictures, moved over each other, between which there is a cut."""
+CUT_STRUCTURE = 0.45
+"""And of their edges: what is left where broad light and shade are taken out."""
 
 
 class Change(NamedTuple):
@@ -56,10 +58,16 @@ def change(before: U8, now: U8, width: int) -> Change:
     moved = cv2.warpAffine(
         first, np.array([[1, 0, x], [0, 1, y]], np.float64), now.shape[::-1], borderMode=cv2.BORDER_REPLICATE
     )
-    old, new = (np.asarray(cv2.GaussianBlur(picture, (0, 0), 2), np.float32) for picture in (moved, second))
-    cut = float(np.abs(old - new).mean()) / 255 > CUT_CHANGE and _likeness(old, new) < CUT_LIKENESS
+    old, new = (_blurred(picture, 2) for picture in (moved, second))
+    edges = (_blurred(picture, 1.5) - _blurred(picture, 8) for picture in (moved, second))
+    apart = float(np.abs(old - new).mean()) / 255
+    cut = apart > CUT_CHANGE and _likeness(old, new) < CUT_LIKENESS and _likeness(*edges) < CUT_STRUCTURE
     shift = np.zeros(2) if cut else np.array([x, y]) * (width / now.shape[1])
     return Change(shift.astype(np.float32), cut)
+
+
+def _blurred(picture: F32, sigma: float) -> F32:
+    return np.asarray(cv2.GaussianBlur(picture, (0, 0), sigma), np.float32)
 
 
 def _likeness(first: F32, second: F32) -> float:

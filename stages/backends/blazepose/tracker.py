@@ -42,7 +42,7 @@ class TrackerSettings:
     """Sightings from which the evidence for somebody counts."""
     evidence: float = 0.45
     """Least mean score of somebody's sightings for him to be shown."""
-    patience: int = 15
+    patience: int = 30
     """Frames for which a tentative person's first frames are held back."""
     max_age: int = 45
     """Frames for which somebody lost is expected where he must be; afterwards only looks count."""
@@ -333,7 +333,7 @@ def make_tracker(options: Mapping[str, Any], width: int, height: int, fps: float
     if fps <= 0:
         return PersonTracker(TrackerSettings(n_init=1, evidence=0.0), bodies)  # one image: nothing to wait for
     settings = TrackerSettings(
-        n_init=max(3, round(6 * scale)), patience=max(6, round(15 * scale)), max_age=max(5, round(45 * scale)),
+        n_init=max(3, round(6 * scale)), patience=max(6, round(30 * scale)), max_age=max(5, round(45 * scale)),
         memory=max(30, round(600 * scale)), growth=0.05 / scale,
     )  # fmt: skip
     return PersonTracker(settings, bodies)
