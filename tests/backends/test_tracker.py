@@ -158,7 +158,7 @@ def test_records_lag_by_no_more_than_what_is_undecided() -> None:
     followed = tracker(fill=True)
     behind = []
     out = 0
-    for n in range(60):
+    for n in range(80):
         weak = [standing(400)] if n >= 30 else []
         found = people(standing(100), *weak)
         found.scores[1:] = 0.2

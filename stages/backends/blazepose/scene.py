@@ -55,11 +55,11 @@ def change(before: U8, now: U8, width: int) -> Change:
     (x, y), response = cv2.phaseCorrelate(first, second, window)
     if response < SURE or max(abs(x) / now.shape[1], abs(y) / now.shape[0]) > FURTHEST:
         x = y = 0.0
-    moved = cv2.warpAffine(
-        first, np.array([[1, 0, x], [0, 1, y]], np.float64), now.shape[::-1], borderMode=cv2.BORDER_REPLICATE
-    )
-    old, new = (_blurred(picture, 2) for picture in (moved, second))
-    edges = (_blurred(picture, 1.5) - _blurred(picture, 8) for picture in (moved, second))
+    along = np.array([[1, 0, x], [0, 1, y]], np.float64)
+    moved = cv2.warpAffine(first, along, now.shape[::-1], borderMode=cv2.BORDER_REPLICATE)
+    pictures: list[F32] = [np.asarray(moved, np.float32), second]
+    old, new = (_blurred(picture, 2) for picture in pictures)
+    edges: list[F32] = [_blurred(picture, 1.5) - _blurred(picture, 8) for picture in pictures]
     apart = float(np.abs(old - new).mean()) / 255
     cut = apart > CUT_CHANGE and _likeness(old, new) < CUT_LIKENESS and _likeness(*edges) < CUT_STRUCTURE
     shift = np.zeros(2) if cut else np.array([x, y]) * (width / now.shape[1])
