@@ -52,6 +52,9 @@ def motion_options(command: Callable[..., Any]) -> Callable[..., Any]:
     @click.option("--gap", type=float, metavar="SECONDS", help="Join and fill over up to this long without sight.")
     @click.option("--no-smoothing", is_flag=True, help="Join and fill, but leave what was found as it is.")
     @click.option("--up", type=click.Choice(["z", "y"]), help="npz: the axis that points up [default: z].")
+    @click.option(
+        "--ground", is_flag=True, help="Upright on the ground that the feet tell; standing feet stay in place."
+    )
     @click.option("--raw", is_flag=True, help="Tracks as they were found: not joined, not filled, not smooth.")
     @wraps(command)
     def with_motion(
@@ -60,6 +63,7 @@ def motion_options(command: Callable[..., Any]) -> Callable[..., Any]:
         gap: float | None,
         no_smoothing: bool,
         up: str | None,
+        ground: bool,
         raw: bool,
         loaded: Any,
         **rest: Any,
@@ -68,6 +72,7 @@ def motion_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "subject": subject,
             "gap": gap,
             "up": up,
+            "ground": ground or None,
             "smooth": False if no_smoothing else None,
             "raw": raw or None,
         }

@@ -25,13 +25,15 @@ EXPORTS: Mapping[str, str] = {
     "angles": "angles.json: angles, angular velocities, centre of mass, speeds; any program",
     "trc": "subject.trc: the joints as markers; OpenSim",
     "mot": "subject.mot: joint angles as the model's coordinates; OpenSim",
+    "plot": "angles.png: the main angles and speeds over time, to look at",
+    "bundle": "temp_NAME/: original.mp4, overlay.mp4, tracks.pkl; importers of 4D-Humans' output",
     "json": "frames.jsonl: everything but the surfaces, a JSON object a line; any program",
     "web": "web.json, web.bin: surfaces and skeletons, any frame by one byte range; browsers (three.js)",
 }
 """Exports of every backend: what each writes, and for which program. A backend may offer more
 (`stages.protocols.Backend.exports`)."""
 
-OF_THE_VIDEO = ("overlay",)
+OF_THE_VIDEO = ("overlay", "bundle")
 """Exports that need the input itself; the others are made of the results alone."""
 
 _WRITERS: Mapping[str, str] = {
@@ -44,6 +46,8 @@ _WRITERS: Mapping[str, str] = {
     "angles": "tables:export_angles",
     "trc": "opensim:export_trc",
     "mot": "opensim:export_mot",
+    "plot": "plot:export_plot",
+    "bundle": "bundle:export_bundle",
     "json": "json_lines:export_json",
     "web": "web:export_web",
 }

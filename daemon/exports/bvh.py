@@ -16,7 +16,7 @@ from daemon.exports.people_files import every_frame, path_of, wanted
 from daemon.exports.request import Request, appearing
 from daemon.motion.angles import cardan
 from daemon.motion.clip import F64
-from daemon.motion.world import place
+from daemon.motion.ground import place
 
 TIP = 0.6
 """A bone that ends a chain reaches beyond its joint by this part of the bone before it."""

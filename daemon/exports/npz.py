@@ -15,7 +15,7 @@ from scipy.spatial.transform import Rotation
 
 from daemon.exports.people_files import path_of, wanted
 from daemon.exports.request import Request, appearing
-from daemon.motion.world import place
+from daemon.motion.ground import place
 
 SMPL_FACES = 13776
 BODY_JOINTS, ALL_JOINTS, SHAPES = 22, 52, 16

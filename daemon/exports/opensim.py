@@ -24,9 +24,10 @@ from daemon.motion.angles import (
     with_turned_limbs,
 )
 from daemon.motion.clip import F64
+from daemon.motion.ground import place
 from daemon.motion.people import Motion
 from daemon.motion.skeleton import place_joints, world_rotations
-from daemon.motion.world import Placed, place
+from daemon.motion.world import Placed
 
 
 def export_trc(request: Request) -> list[Path]:

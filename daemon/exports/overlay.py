@@ -72,7 +72,7 @@ def write_overlay(
             pictures = _pictures(source, opened.frames(), found, options or {}, progress)
             if opened.info.kind == "image":
                 return _write_image(folder / "overlay.png", pictures)
-            return _write_video(folder / "overlay.mp4", pictures, found.header)
+            return write_video(folder / "overlay.mp4", pictures, found.header)
     finally:
         opened.close()
 
@@ -127,7 +127,7 @@ def _write_image(path: Path, pictures: Iterator[tuple[float, U8]]) -> Path:
     return path
 
 
-def _write_video(path: Path, pictures: Iterator[tuple[float, U8]], header: Header) -> Path:
+def write_video(path: Path, pictures: Iterator[tuple[float, U8]], header: Header) -> Path:
     beside = path.with_suffix(".part.mp4")
     # The codec halves the colour planes.
     width, height = max(2, header.width // 2 * 2), max(2, header.height // 2 * 2)

@@ -8,9 +8,10 @@ import numpy as np
 
 from daemon.motion.angles import Angles, joint_angles, rate_of_change, velocities
 from daemon.motion.clip import F64
+from daemon.motion.ground import place
 from daemon.motion.mass import centre_of_mass
 from daemon.motion.people import Motion, Person
-from daemon.motion.world import Placed, place
+from daemon.motion.world import Placed
 
 SPEEDS = ("pelvis", "head", "left_wrist", "right_wrist", "left_knee", "right_knee", "left_ankle", "right_ankle")
 """Joints whose speeds are given."""

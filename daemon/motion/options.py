@@ -17,5 +17,8 @@ class MotionOptions:
     """Whether people's movement is smoothed, without delay and the less the faster they move."""
     up: str = ""
     """Axis that points up in npz, z or y; empty: z, as in AMASS."""
+    ground: bool = False
+    """Whether people stand upright on the ground that their feet tell, standing feet held in place (bvh, npz, csv,
+    angles, trc, mot)."""
     raw: bool = False
     """Export tracks as they were found: not joined, not filled, not smoothed."""

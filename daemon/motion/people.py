@@ -58,6 +58,8 @@ class Motion:
     clip: Clip
     people: tuple[Person, ...]
     subject: int | None
+    ground: bool = False
+    """Whether people are to be put upright on the ground where they leave the camera's axes."""
 
     def wanted(self) -> tuple[Person, ...]:
         """Those whom exports of one person are about: the subject, or all."""
@@ -85,7 +87,7 @@ def find_motion(clip: Clip, options: MotionOptions) -> Motion:
     chosen = choose(clip, groups, options.subject)
     make = _as_found if options.raw else _whole
     people = tuple(make(clip, parts, options) for parts in groups)
-    return Motion(clip, people, None if chosen is None else people[chosen].id)
+    return Motion(clip, people, None if chosen is None else people[chosen].id, options.ground)
 
 
 def _as_found(clip: Clip, parts: Sequence[Series], options: MotionOptions) -> Person:

@@ -41,7 +41,7 @@ class Placed:
     up: F64
 
 
-def place(motion: Motion, person: Person, up: str = "y") -> Placed:
+def before_camera(motion: Motion, person: Person, up: str = "y") -> Placed:
     """A person in a world whose axis ``up``, y or z, points up.
 
     Its root is over the origin in its first frame, and the lowest joint of the clip is at height 0. Up is the

@@ -6,6 +6,9 @@ import csv
 import json
 from pathlib import Path
 
+import av
+import cv2
+import joblib
 import numpy as np
 import pytest
 from bvh import Bvh
@@ -19,6 +22,7 @@ from daemon.motion.world import TO_Y_UP, TO_Z_UP
 from stages.body.model import forward_kinematics
 from stages.body.skeleton import JOINT, JOINT_NAMES, JOINT_PARENTS
 from tests.daemon.motion_clips import F64, body, header, records, walking, write
+from tests.stages.harness import write_squares
 
 RAW = MotionOptions(raw=True)
 COUNT = 40
@@ -216,3 +220,39 @@ def test_nobody_to_export_is_named_and_leaves_no_file(tmp_path: Path, name: str)
 
 def test_the_header_s_joints_are_the_skeleton() -> None:
     assert header().joint_names == JOINT_NAMES
+
+
+def test_bundle_has_the_names_that_importers_look_for(tmp_path: Path) -> None:
+    clip = write_squares(tmp_path / "clip.mp4", 6, size=(640, 360))
+    folder = tmp_path / "job-7"
+    folder.mkdir()
+    actor = walking()
+    found = write(folder / "frames.msgpack", records((f / 30, [actor.track(1, f / 30)]) for f in range(6)))
+    (made,) = export("bundle", clip, found, folder)
+    (again,) = export("bundle", clip, found, folder)  # replaced when it is whole
+    assert made == again == folder / "temp_job-7"
+    assert sorted(path.name for path in made.iterdir()) == ["original.mp4", "overlay.mp4", "tracks.pkl"]
+    assert (made / "original.mp4").read_bytes() == clip.read_bytes()
+    tracks = joblib.load(made / "tracks.pkl")
+    assert len(tracks) == 6
+    frame = tracks["000003.jpg"]
+    assert frame["tid"] == [1] and frame["smpl"][0]["body_pose"].shape == (23, 3, 3)
+    assert np.allclose(frame["camera"][0], actor.place(2 / 30), atol=1e-4)
+    assert not [path for path in folder.iterdir() if path.name.startswith(".")]
+
+
+def test_bundle_of_another_container_has_an_mp4(tmp_path: Path) -> None:
+    clip = write_squares(tmp_path / "clip.mkv", 6, size=(640, 360))
+    found = write(tmp_path / "frames.msgpack", records((f / 30, []) for f in range(6)))
+    (made,) = export("bundle", clip, found, tmp_path)
+    with av.open(str(made / "original.mp4")) as container:
+        frames = [frame.pts * frame.time_base for frame in container.decode(video=0)]
+    assert len(frames) == 6 and float(frames[5] - frames[0]) == pytest.approx(5 / 30, abs=2e-3)
+
+
+def test_the_plot_is_a_picture_of_what_was_measured(results: Path, tmp_path: Path) -> None:
+    (path,) = export("plot", "clip.mp4", results, tmp_path)
+    assert path.name == "angles.png"
+    picture = cv2.imread(str(path))
+    colours = {tuple(colour) for colour in picture.reshape(-1, 3).tolist()}
+    assert {(200, 110, 40), (50, 60, 210)} <= colours
