@@ -15,23 +15,28 @@ from daemon.cli.options import as_json
     epilog="""\b
 Examples:
   poseward inspect results/clip
-  poseward inspect --json results/clip | jq .tracks"""
+  poseward inspect --subject 320,180@45 results/clip     who stands there
+  poseward inspect --json results/clip | jq .people"""
 )
 @click.argument("folder", type=click.Path(path_type=Path))
+@click.option(
+    "--subject", default="auto", metavar="WHO", help="Who is meant: auto, a track's ID, x,y@frame, or all."
+)
 @as_json()
-def inspect(folder: Path, json_output: bool) -> None:
-    """Show what stands in a results folder: frames, people, tracks and files.
+def inspect(folder: Path, subject: str, json_output: bool) -> None:
+    """Show what stands in a results folder: frames, people, who of them matters most, tracks and files.
 
     Reads frames.msgpack from end to end, so that a damaged file is noticed.
     """
     from daemon.cli.words import counted
     from daemon.jobs.summary import SummaryError, read_summary
+    from daemon.motion.subject import SubjectError
     from stages.results import ResultsError
 
     try:
         summary = read_summary(folder)
-        found = _read(folder)
-    except (SummaryError, ResultsError) as error:
+        found = {**_read(folder), **_people(folder, subject)}
+    except (SummaryError, ResultsError, SubjectError) as error:
         raise click.ClickException(str(error)) from error
     if found["frames"] != summary["frames"]:
         raise click.ClickException(
@@ -73,6 +78,29 @@ def _read(folder: Path) -> dict[str, Any]:
     }
 
 
+def _people(folder: Path, subject: str) -> dict[str, Any]:
+    """Who the tracks are: people with the tracks that each one is, and the subject's id (docs/motion.md)."""
+    from daemon.jobs.summary import FRAMES
+    from daemon.motion.options import MotionOptions
+    from daemon.motion.people import read_motion
+
+    motion = read_motion(folder / FRAMES, MotionOptions(subject=subject, smooth=False))
+    people = []
+    for person in motion.people:
+        standing = {name: round(value, 3) for name, value in vars(person.standing).items()}
+        filled = int(person.filled.sum())
+        people.append(
+            {
+                "id": person.id,
+                "tracks": list(person.tracks),
+                "frames": len(person.frames),
+                "filled": filled,
+                **standing,
+            }
+        )
+    return {"people": people, "subject": motion.subject}
+
+
 def _print(folder: Path, summary: dict[str, Any], found: dict[str, Any], files: dict[str, int]) -> None:
     from rich import box
     from rich.console import Console
@@ -97,5 +125,13 @@ def _print(folder: Path, summary: dict[str, Any], found: dict[str, Any], files: 
             str(row["id"]), str(row["first"]), str(row["last"]), str(row["frames"]), f"{row['confidence']:.2f}"
         )
     console.print(table)
+    for person in found["people"]:
+        tracks = ", ".join(map(str, person["tracks"]))
+        mark = "  the subject" if person["id"] == found["subject"] else ""
+        console.print(
+            f"person {person['id']}: tracks {tracks}; {counted(person['frames'], 'frame')}, {person['filled']} filled; "
+            f"score {person['score']:.3f} (time {person['time']:.2f}, size {person['size']:.2f}, "
+            f"centre {person['centre']:.2f}, motion {person['motion']:.2f}){mark}"
+        )
     for name, size in files.items():
         console.print(f"{size:>12,}  {name}")

@@ -114,13 +114,20 @@ def _series(identity: int, growing: _Growing) -> Series:
         return np.stack([getattr(row, name) for row in rows]).astype(np.float32)
 
     frames = np.array(growing.frames, np.int64)
-    pose, camera, boxes = stack("pose"), stack("camera"), stack("box")
+    pose, camera, boxes = _rotations(stack("pose")), stack("camera"), stack("box")
     detected = np.array([row.detected for row in rows], np.bool_)
     return Series(
         identity, frames, pose, stack("betas"), camera, stack("joints_3d"), stack("joints_2d"), boxes,
         np.array([row.confidence for row in rows], np.float32),
         detected & ~repeated(frames, pose, camera, boxes),
     )  # fmt: skip
+
+
+def _rotations(pose: F32) -> F32:
+    """Poses (N, J, 3, 3) with the identity where a backend gave no rotation."""
+    wrong = ~(np.linalg.det(pose.astype(np.float64)) > 0.1)
+    pose[wrong] = np.eye(3, dtype=np.float32)
+    return pose
 
 
 def repeated(frames: I64, pose: F32, camera: F32, boxes: F32) -> Bool:

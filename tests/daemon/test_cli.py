@@ -177,3 +177,23 @@ def test_models_of_an_unknown_backend_are_refused() -> None:
 def test_resume_and_fresh_exclude_each_other() -> None:
     result = CliRunner().invoke(cli, ["run", "--resume", "--fresh", "clip.mp4"])
     assert result.exit_code == 2
+
+
+def test_inspect_says_who_matters_most(tmp_path: Path) -> None:
+    from tests.daemon.motion_clips import records, walking, write
+
+    folder, actor = tmp_path / "clip", walking()
+    folder.mkdir()
+    write(
+        folder / "frames.msgpack",
+        records(
+            (f / 30, [actor.track(1 if f < 15 else 4, f / 30)] if not 15 <= f < 20 else []) for f in range(40)
+        ),
+    )
+    write_summary(folder, {"frames": 40, "input": {"name": "clip.mp4"}, "truncated": None, "poseward": 1})
+    told = CliRunner().invoke(cli, ["inspect", "--json", "--subject", "4", str(folder)])
+    found = json.loads(told.output)
+    assert found["subject"] == 1 and [person["tracks"] for person in found["people"]] == [[1, 4]]
+    assert found["people"][0]["filled"] == 5
+    nobody = CliRunner().invoke(cli, ["inspect", "--subject", "9", str(folder)])
+    assert nobody.exit_code == 1 and "there are 1, 4" in nobody.output
