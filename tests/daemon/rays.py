@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +14,7 @@ ENVIRONMENT = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DISABLE_IMPORT_WARNING": "1",
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "5",  # a dead head is given up sooner than after a minute
 }
 
 
@@ -20,11 +22,23 @@ class Rays:
     """A cluster whose head has no room for stations; nodes have room for one each."""
 
     def __init__(self) -> None:
+        with socket.socket() as found:
+            found.bind((LOOPBACK, 0))
+            self._port = found.getsockname()[1]
+        self.address = f"{LOOPBACK}:{self._port}"
+        self.start()
+
+    def start(self) -> None:
+        """The head, under the address that it had before."""
         from ray.cluster_utils import Cluster
 
-        given = {"num_cpus": 0, "node_ip_address": LOOPBACK, "include_dashboard": False}
+        given = {
+            "num_cpus": 0,
+            "node_ip_address": LOOPBACK,
+            "include_dashboard": False,
+            "gcs_server_port": self._port,
+        }
         self._cluster = Cluster(initialize_head=True, connect=False, head_node_args=given)
-        self.address: str = self._cluster.address
         self._nodes: list[Any] = []
 
     def add(self) -> None:

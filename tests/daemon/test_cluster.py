@@ -89,3 +89,20 @@ def test_one_long_video_while_everybody_dies(rays: Rays, tmp_path: Path) -> None
         (found,) = ended(client, [job])
         assert found["state"] == "done", daemon.story()
         assert results_of(Path(found["results"])) == expected
+
+
+def test_a_head_that_dies_is_waited_for(tmp_path: Path) -> None:
+    clip = write_squares(tmp_path / "clip.mp4", 60)
+    expected = on_one_machine(clip, tmp_path / "one")
+    with cluster(nodes=1) as rays, daemon_on(rays, tmp_path, SLOW) as daemon, daemon.client() as client:
+        job = client.submit(str(clip))["id"]
+        until(lambda: frames_back(client) > 0, "the first segment", PATIENCE)
+        rays.close()
+        until(lambda: client.health()["cluster"]["state"] != "ready", "the end of the head, told", PATIENCE)
+        assert any("cluster" in problem for problem in client.health()["problems"])
+        assert client.status(job)["state"] == "running"
+        rays.start()
+        rays.add()
+        (found,) = ended(client, [job])
+        assert found["state"] == "done", daemon.story()
+        assert results_of(Path(found["results"])) == expected
