@@ -11,11 +11,12 @@ JOBS ?= 4
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.poseward-installed
 
-.PHONY: help env models demo test test-node lint chaos clean
+.PHONY: help env models demo test test-node test-long lint chaos clean
 
 help:
 	@echo "make demo [VIDEO=path]  run the whole pipeline on the project's clip, or on your video"
 	@echo "make test               lint, type-check and run all tests"
+	@echo "make test-long          the tests that wait for minutes: a cluster's head that dies, …"
 	@echo "make test-node          the tests of the Node.js client only (make test runs them too)"
 	@echo "make lint               ruff and mypy only"
 	@echo "make chaos [FAULTS=200] the long test that kills processes at random"
@@ -61,8 +62,8 @@ demo: models
 endif
 
 test: lint models
-	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal -m "not alone"
-	$(BIN)/python -m pytest -m alone
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal -m "not alone and not long"
+	$(BIN)/python -m pytest -m "alone and not long"
 	@$(MAKE) --no-print-directory test-node
 
 # The Node.js client against real daemons. Without Node there is nothing to test, and it is said so.
@@ -71,6 +72,9 @@ test-node: $(INSTALLED)
 	  cd clients/node && npm ci --no-progress && npm run types && \
 	  POSEWARD_PYTHON="$(abspath $(BIN))/python" npm test; \
 	else echo "skipped: the tests of clients/node need Node.js 18 or later, with npm"; fi
+
+test-long: models
+	$(BIN)/python -m pytest -m long
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

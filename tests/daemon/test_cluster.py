@@ -91,6 +91,7 @@ def test_one_long_video_while_everybody_dies(rays: Rays, tmp_path: Path) -> None
         assert results_of(Path(found["results"])) == expected
 
 
+@pytest.mark.long
 def test_a_head_that_dies_is_waited_for(tmp_path: Path) -> None:
     clip = write_squares(tmp_path / "clip.mp4", 60)
     expected = on_one_machine(clip, tmp_path / "one")
