@@ -6,18 +6,22 @@ VENV ?= .venv
 VIDEO ?=
 OUT ?= demo/results
 FAULTS ?= 200
+HUMANS4D_PYTHON ?= python3
+DEVICE ?= cuda
 JOBS ?= 4
 
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.poseward-installed
 
-.PHONY: help env models demo test test-node test-long lint chaos clean
+.PHONY: help env models demo test test-node test-long test-humans4d bench-gpu lint chaos clean
 
 help:
 	@echo "make demo [VIDEO=path]  run the whole pipeline on the project's clip, or on your video"
 	@echo "make test               lint, type-check and run all tests"
 	@echo "make test-long          the tests that wait for minutes: a cluster's head that dies, …"
 	@echo "make test-node          the tests of the Node.js client only (make test runs them too)"
+	@echo "make test-humans4d      the tests of the 4D-Humans backend with HUMANS4D_PYTHON, which has torch and its packages"
+	@echo "make bench-gpu          speed and memory of the 4D-Humans backend on this machine's GPU, with HUMANS4D_PYTHON"
 	@echo "make lint               ruff and mypy only"
 	@echo "make chaos [FAULTS=200] the long test that kills processes at random"
 	@echo "make clean              remove the environment, caches and the demo's results"
@@ -75,6 +79,24 @@ test-node: $(INSTALLED)
 
 test-long: models
 	$(BIN)/python -m pytest -m long
+
+# What needs torch and the 4D-Humans packages, on synthetic weights: too much to install for every test run. The tests of
+# the stages' functions run in that interpreter (which needs pytest too), those of whole pipelines in ours.
+test-humans4d: $(INSTALLED)
+	OMP_NUM_THREADS=1 "$(HUMANS4D_PYTHON)" -m pytest --timeout 1800 tests/backends/test_humans4d_*.py \
+	  --deselect tests/backends/test_humans4d_errors.py --deselect tests/backends/test_humans4d_pipeline.py
+	POSEWARD_HUMANS4D_PYTHON="$(HUMANS4D_PYTHON)" $(BIN)/python -m pytest --timeout 1800 \
+	  tests/backends/test_humans4d_pipeline.py tests/backends/test_humans4d_errors.py
+
+# Everything about the 4D-Humans backend that only a card can tell; some minutes, and 6 GB of temporary files. The last needs
+# PyAV in that interpreter too, for it runs all stages there.
+bench-gpu: $(if $(strip $(VIDEO)),,demo/clip.mp4)
+	"$(HUMANS4D_PYTHON)" -m bench.humans4d_gpu --device "$(DEVICE)" --full
+	"$(HUMANS4D_PYTHON)" -m bench.humans4d_gpu --device "$(DEVICE)" --full --profile 8gb --cap-gb 8
+	"$(HUMANS4D_PYTHON)" -m bench.humans4d_tracker --device cpu
+	"$(HUMANS4D_PYTHON)" -m bench.humans4d_tracker --device "$(DEVICE)"
+	"$(HUMANS4D_PYTHON)" -m bench.humans4d_cpu
+	"$(HUMANS4D_PYTHON)" -m bench.humans4d_card "$(if $(strip $(VIDEO)),$(VIDEO),demo/clip.mp4)" --device "$(DEVICE)"
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -120,6 +120,18 @@ class PlainView(_Lines):
         self._totals: dict[str, int | None] = {}
         self._rates: dict[str, Rate] = {}
         self._told = clock()
+        self._loading: dict[str, float] = {}
+
+    def stage(self, event: StageEvent) -> None:
+        """Loading takes minutes on a slow disk: it is told how far it is, but not at every step."""
+        super().stage(event)
+        if event.state not in PHASES:
+            self._loading.pop(event.stage, None)
+        elif event.state == "loading" and event.fraction is not None:
+            now = self._clock()
+            if now - self._loading.setdefault(event.stage, now) >= PLAIN_EVERY:
+                self._loading[event.stage] = now
+                self.note(f"{stage_line(event)}, {event.fraction:.0%}")
 
     def note(self, text: str) -> None:
         print(text, file=self._out, flush=True)

@@ -90,7 +90,7 @@ def summarise(
         "resumed": resumed,
         "backend": backend,
         "settings": dict(settings),
-        "versions": versions(),
+        "versions": {**versions(), **outcome.versions},
         "exports": {},
     }
 

@@ -34,6 +34,8 @@ class Active:
     counts: dict[str, int] = field(default_factory=lambda: {"decode": 0, "detect": 0, "mesh": 0})
     seconds: dict[str, float] = field(default_factory=dict)
     restarts: list[dict[str, Any]] = field(default_factory=list)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    """Of packages, shared with the pipeline, which learns them as stages become ready."""
     isolated: dict[str, list[int]] = field(default_factory=dict)
     skipped: dict[str, dict[int, str]] = field(default_factory=dict)
     replays: int = 0
@@ -85,4 +87,5 @@ class Active:
             seconds=dict(self.seconds),
             wall_seconds=time.monotonic() - self.started,
             restarts=list(self.restarts),
+            versions=dict(sorted(self.versions.items())),
         )

@@ -73,6 +73,8 @@ class JobOutcome:
     wall_seconds: float = 0.0
     restarts: list[dict[str, Any]] = field(default_factory=list)
     """Deaths while this job ran: stage, kind, reason, frames in flight."""
+    versions: dict[str, str] = field(default_factory=dict)
+    """Of the model family's packages, as the stages' own interpreters have them."""
 
 
 @dataclass(frozen=True)

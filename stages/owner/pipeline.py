@@ -87,10 +87,11 @@ class Pipeline:
         self._queue: deque[Job] = deque()
         self._active: dict[int, Active] = {}
         self._ready: set[str] = set()
+        self._versions: dict[str, str] = {}
         self._died: set[str] = set()
         self._epoch = 1
         self._blamed = Blame(self._active)
-        self._last_commit = time.monotonic()
+        self._last_commit = self._last_work = time.monotonic()
         self._worked = dict.fromkeys(STAGES, (0, 0.0))
         self._closed = False
 
@@ -176,7 +177,7 @@ class Pipeline:
             busy = any(not a.ended and not a.job.urgent for a in self._active.values())
             if busy and not self._queue[0].urgent:
                 return
-            active = Active(next(self._numbers), self._queue.popleft())
+            active = Active(next(self._numbers), self._queue.popleft(), versions=self._versions)
             self._active[active.number] = active
             self._last_commit = time.monotonic()
             self._open(active)
@@ -230,7 +231,7 @@ class Pipeline:
         for active in list(self._active.values()):
             self._fail(active, error, message)
         while self._queue:
-            waiting = Active(next(self._numbers), self._queue.popleft())
+            waiting = Active(next(self._numbers), self._queue.popleft(), versions=self._versions)
             self._on_event(JobFailed(waiting.job.id, error, message, waiting.outcome()))
 
     def _send(self, stage: str, kind: str, payload: dict[str, Any]) -> None:
@@ -256,10 +257,14 @@ class Pipeline:
 
     def _check_stall(self) -> None:
         """The last line: if nothing moves though everybody is ready and idle, replay."""
-        if not self._active or time.monotonic() - self._last_commit < STALL_AFTER:
+        now = time.monotonic()
+        if not self._active or now - self._last_commit < STALL_AFTER:
             return
         states = self._supervisor.states()
-        if len(self._ready) == len(states) and all(state.busy_seconds == 0 for state in states.values()):
+        if len(self._ready) < len(states) or any(state.busy_seconds > 0 for state in states.values()):
+            # A frame may take a stage a minute, and between two stages nobody has it: that is no standstill.
+            self._last_work = now
+        elif now - self._last_work >= STALL_AFTER:
             self._tell("pipeline", "stalled", f"no commit for {STALL_AFTER:.0f} s: replaying")
             self._raise_epoch(lost=True)
 
@@ -318,6 +323,7 @@ class Pipeline:
         if (told := in_words(event, {number: a.job.id for number, a in self._active.items()})) is not None:
             self._on_event(told)
         if isinstance(event, ev.Ready):
+            self._versions.update(event.info.get("versions", {}))
             self._on_ready(event.name)
         elif isinstance(event, ev.Died):
             self._on_death(event.name, event.exit)

@@ -24,6 +24,9 @@ Turn = Callable[[bool], bool]
 IDLE_POLL = 1.0
 """Seconds an idle stage sleeps at most: sockets wake it, this only bounds what a missed wake-up costs."""
 
+_STEPS = 20
+"""In how many steps the loading of one file is told."""
+
 CORRUPT = b"\xc1 not a message"
 """What the fault injection ``corrupt`` sends instead of a message."""
 
@@ -33,10 +36,14 @@ class Reporter:
 
     def __init__(self, link: Link) -> None:
         self._link = link
+        self._told: tuple[str, int] | None = None
         self.loading = True
 
     def __call__(self, detail: str, fraction: float | None = None) -> None:
-        if self.loading:
+        # A model has hundreds of weights, each of which is reported: a line for each is for nobody.
+        now = (detail, -1 if fraction is None else int(fraction * _STEPS))
+        if self.loading and now != self._told:
+            self._told = now
             self._link.phase("loading", detail, fraction)
         self._link.progress()
 

@@ -22,6 +22,7 @@ from stages.names import legible
 from stages.process.loop import Reporter, StageLoop
 from stages.process.segment import Segment, Tally, payload_of
 from stages.process.start import CHANGED, WHOLE_JOB, StageConfig, looks
+from stages.process.versions import versions
 from stages.protocols import Backend, Tracker, find_backend
 from stages.records import Failure, FrameRecord, People
 from stages.results.journal import Journal, JournalError, JournalFullError
@@ -61,7 +62,7 @@ def main(link: Link, values: Mapping[str, Any]) -> None:
     backend.load_tracking(config.options, report)
     report.loading = False
     stage = Track(link, config, backend)
-    link.ready(backend=config.backend)
+    link.ready(backend=config.backend, versions=versions(backend.packages.get(config.stage, ())))
     stage.run()
 
 

@@ -11,6 +11,7 @@ from stages.process.chain import Chain
 from stages.process.faults import FaultPlan
 from stages.process.loop import CORRUPT, Reporter, StageLoop
 from stages.process.start import StageConfig
+from stages.process.versions import versions
 from stages.protocols import find_backend
 from stages.records import Detections, Failure, Frame
 from stages.transport.pipes import Receiver
@@ -61,7 +62,7 @@ def main(link: Link, values: Mapping[str, Any]) -> None:
         raise ValueError(f"{config.stage} has no pipe to receive from")
     chain = Chain(backend.group) if config.stage == "mesh" and backend.follower is not None else None
     worker = Worker(link, config, receiver, Ring.attach(config.ring_fd), process, chain)
-    link.ready(backend=config.backend)
+    link.ready(backend=config.backend, versions=versions(backend.packages.get(config.stage, ())))
     worker.run()
 
 

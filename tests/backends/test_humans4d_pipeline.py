@@ -14,6 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import av
+import cv2
 import joblib
 import pytest
 
@@ -24,6 +26,7 @@ from stages.owner.jobs import JobDone
 from stages.results import read_results
 from stages.settings import PipelineSettings, StageSettings
 from supervisor.spec import Deadlines, RestartPolicy
+from tests.daemon.daemons import MAIN, Daemon
 from tests.paths import ROOT
 from tests.stages.harness import Run, results_of
 
@@ -103,3 +106,48 @@ def test_the_small_profile_through_the_processes(settings: PipelineSettings, tmp
     assert ended.outcome.frames == 6 and not ended.outcome.failed_frames and not ended.outcome.restarts
     with read_results(tmp_path / "results" / "frames.msgpack") as results:
         assert any(record.tracks for record in results)
+
+
+@pytest.mark.timeout(1800)
+def test_an_image_and_short_clips_give_their_people_through_every_way_in(
+    settings: PipelineSettings, tmp_path: Path
+) -> None:
+    """PHALP confirms a track after five frames: what has fewer would have nobody in it."""
+    own = {"stages.options." + name: value for name, value in settings.options.items()}
+    for stage in ("detect", "mesh", "track"):
+        own |= {f"stages.{stage}.python": PYTHON, f"stages.{stage}.env.PYTHONPATH": PATH}
+    own |= {f"stages.deadlines.{phase}": 300 for phase in ("importing", "loading", "warming", "working")}
+    own |= {"stages.max_pixels": 4_000_000, "stages.ring_mb": 128, "api.roots": [str(tmp_path)]}
+    sets = [f"{name}={json.dumps(value) if isinstance(value, list) else value}" for name, value in own.items()]
+    picture = tmp_path / "picture.jpg"
+    with av.open(str(VIDEO)) as container:
+        frame = next(iter(container.decode(video=0)))
+        assert cv2.imwrite(str(picture), frame.to_ndarray(format="bgr24"))
+    with Daemon(tmp_path / "daemon", *sets, backend=settings.backend) as daemon, daemon.client() as client:
+        record, header = client.image(picture.read_bytes())
+        alone = [track.box.tolist() for track in record.tracks]
+        assert alone and header.backend == "humans4d"
+        for length in (0, 1, 2, 4, 5):
+            source = picture
+            if length:
+                repeat(VIDEO, source := tmp_path / f"clip{length}.mp4", length)
+            job = client.submit(source)
+            ended = client.wait(job["id"], 900.0)
+            assert ended["state"] == "done", ended
+            folder = daemon.results / ended["folder"]
+            with read_results(folder / "frames.msgpack") as results:
+                people = [[track.box.tolist() for track in record.tracks] for record in results]
+            assert len(people) == (length or 1) and all(people), (length, people)
+            if not length:
+                assert people == [alone]
+            told = json.loads((folder / "summary.json").read_text())["versions"]
+            assert "torch" in told and "timm" in told
+    arguments = [part for item in (*sets, f"stages.backend={settings.backend}") for part in ("--set", item)]
+    done = subprocess.run(
+        [sys.executable, "-c", MAIN, "run", "-o", str(tmp_path / "run"), *arguments, str(picture)],
+        capture_output=True, text=True, cwd=ROOT,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (found,) = (tmp_path / "run").rglob("frames.msgpack")
+    with read_results(found) as results:
+        assert [[track.box.tolist() for track in record.tracks] for record in results] == [alone]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import pickle
+import re
 import subprocess
 import sys
 import threading
@@ -14,7 +15,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.backends.humans4d import devices, requirements, rle
@@ -22,10 +28,12 @@ from stages.backends.humans4d.options import Options
 from stages.backends.humans4d.shots import ShotDetector, thumbnail
 from stages.backends.humans4d.weights import FILES, files_of
 from stages.protocols import ConfigurationError, find_backend
+from tests.paths import ROOT
 
 # --- masks -----------------------------------------------------------------------------------------------------
 
 
+@settings(deadline=None)  # a busy machine may take any time
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 2**32 - 1), st.floats(0, 1))
 def test_a_mask_comes_back_from_its_text(height: int, width: int, seed: int, share: float) -> None:
     mask = np.random.default_rng(seed).random((height, width)) < share
@@ -282,3 +290,27 @@ def test_cuts_are_found_two_frames_late_and_survive_pickling() -> None:
     assert len(cuts) == len(shown)
     # The last change comes 5 frames after the one before it: too short for a shot.
     assert [number for number, cut in enumerate(cuts) if cut] == [20, 38]
+
+
+def test_the_commands_in_the_documentation_name_all_packages() -> None:
+    """Those of an environment without Poseward: what the extra lists, and what the stages themselves import."""
+    text = (ROOT / "docs" / "humans4d.md").read_text()
+    commands = [line for line in text.splitlines() if line.startswith("pip install")]
+    named = {re.split(r"[<>=]", word)[0] for line in commands for word in re.findall(r"[\w<>=.-]+", line)}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extra = {re.split(r"[<>=]", name)[0] for name in project["optional-dependencies"]["humans4d"]}
+    assert extra <= named
+    assert {"numpy", "opencv-python", "pyzmq", "msgpack", "psutil", "scipy", "rich", "trimesh"} <= named
+    for commit in (requirements.HMR2_COMMIT, requirements.PHALP_COMMIT, requirements.DETECTRON2_COMMIT):
+        assert any(commit in line for line in commands)
+
+
+def test_phalps_smpl_is_found_where_4d_humans_has_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    first = tmp_path / ".cache/4DHumans/data/smpl/SMPL_NEUTRAL.pkl"
+    other = tmp_path / ".cache/phalp/3D/models/smpl/SMPL_NEUTRAL.pkl"
+    assert Options.from_mapping({}).smpl_model == first
+    for path in (other, first):
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"x")
+        assert Options.from_mapping({}).smpl_model == path

@@ -1,13 +1,13 @@
 """What stands for PHALP's ``phalp_tracker`` in the track process: no detector, no HMR2.
 
-PHALP's ``Tracker`` asks it three things: how a track will go on (`forward_for_tracking`), how unlike two poses are
-(`get_pose_distance`), and how unlike two textures are (`get_uv_distance`). Answers equal those of PHALP's class
-(``trackers/PHALP.py``; Rajasegaran et al. 2022), whose module would import both networks, on any device.
+PHALP's ``Tracker`` asks it how a track will go on (`forward_for_tracking`) and how unlike two poses are
+(`get_pose_distance`); `matching.LazyMetric` asks it for textures (`texture_codes`). Answers equal those of PHALP's
+class (``trackers/PHALP.py``; Rajasegaran et al. 2022), whose module would import both networks, on any device.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +21,7 @@ from stages.backends.humans4d.options import Options
 from stages.protocols import ConfigurationError, Report
 
 Tensor = Any
+F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 
 POSE, LOCATION, PERSON_JOINTS = 229, 99, 45
@@ -28,6 +29,8 @@ _ROOT = 44
 """Index of the person's own origin among the 45 projected points."""
 _AHEAD = 48
 """Most frames ahead that a location is extrapolated."""
+_PAIRS = 4
+"""Pairs of texture maps that are encoded in one pass."""
 _DEPTH_RIDGE, _X_RIDGE, _Y_RIDGE = 5.0, 1.2, 2.0
 _NEEDED = ("pose_shape_encoder.", "transformer1.", "smpl_head.0.decpose", "loca_head.")
 
@@ -109,19 +112,25 @@ class Companion:
         distances: F64 = np.clip(squared, 0.0, np.inf)
         return distances
 
-    def get_uv_distance(self, t_uv: Any, d_uv: Any) -> tuple[Any, Any, Any]:
-        """Codes (4096,) of two texture maps (4, 256, 256), looking only where both are seen, and that share / 2."""
+    def texture_codes(self, tracks: Sequence[Any], found: Sequence[Any]) -> list[tuple[F32, F32]]:
+        """Of each pair of texture maps (4, 256, 256), a track's and a person's: the codes (4096,) of both, which look
+        only where both are seen (the first two of PHALP's ``get_uv_distance``). Many pairs share a pass."""
         torch = self._torch
-        track, found = (torch.as_tensor(uv).to(self._device).float().clone() for uv in (t_uv, d_uv))
-        both = ((track[3:] > 0.5) & (found[3:] > 0.5)).repeat(4, 1, 1)
-        track[~both], found[~both] = 0.0, 0.0
-        with torch.no_grad():
-            codes = [self.encoder(uv[None], en=True).reshape(-1) / 10**3 for uv in (track, found)]
-        self._report(
-            "comparing textures"
-        )  # every pair of a crowd together takes longer than any deadline on a CPU
-        share = torch.sum(both).cpu().numpy() / 4 / 256 / 256 / 2
-        return codes[0].cpu().numpy(), codes[1].cpu().numpy(), share
+        codes: list[tuple[F32, F32]] = []
+        while len(codes) < len(tracks):
+            part = slice(len(codes), len(codes) + _PAIRS)
+            own, other = (
+                torch.stack([torch.as_tensor(uv).to(self._device).float() for uv in side[part]])
+                for side in (tracks, found)
+            )
+            both = (own[:, 3:] > 0.5) & (other[:, 3:] > 0.5)
+            common = torch.where(both[:, None], torch.stack((own, other), 1), 0.0).flatten(0, 1)
+            with torch.no_grad():
+                encoded = self.encoder(common, en=True).reshape(len(own), 2, -1) / 10**3
+            codes += [(pair[0], pair[1]) for pair in encoded.cpu().numpy()]
+            # All pairs of a crowd together may take longer than any deadline on a CPU.
+            self._report("comparing textures")
+        return codes
 
     def _next_pose(self, pose: npt.NDArray[np.float32], when: npt.NDArray[Any], ahead: npt.NDArray[Any]) -> Tensor:
         """The transformer's completion of the tracks' histories, read for all of them at the frame that is to be

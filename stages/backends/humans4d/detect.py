@@ -7,7 +7,8 @@ runs for people over the threshold only, since no other mask is used.
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from importlib import import_module
 from itertools import takewhile
@@ -16,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from stages.backends.humans4d import devices, rle
+from stages.backends.humans4d import converted, devices, rle
 from stages.backends.humans4d.attention import bound_attention
 from stages.backends.humans4d.crops import widen
 from stages.backends.humans4d.options import Options
@@ -50,6 +51,8 @@ class PersonDetector:
         self._options = options
         self._report = report
         self._passes = devices.Passes(options.frames, "frames")
+        self._beside = ThreadPoolExecutor(1, "beside")
+        """What the CPU does while the device computes."""
 
     @classmethod
     def load(cls, options: Options, report: Report) -> PersonDetector:
@@ -72,8 +75,9 @@ class PersonDetector:
         report(f"reading {weights.name}")
         half = {f"backbone.{name}" for name in devices.halved(model.backbone)}
         devices.load_state(
-            model, read_weights(weights), options, report, source=weights, half=half, may_lack=_counts_batches
-        )
+            model, converted.state_of(weights, options, partial(read_weights, weights)), options, report,
+            source=weights, half=half, may_lack=_counts_batches, keep=partial(converted.keep, weights, options),
+        )  # fmt: skip
         bound_attention(model.backbone)
         _run_backbone_in(model, options, report)
         augmentations = instantiate(config.dataloader.test.mapper.augmentations)
@@ -90,21 +94,23 @@ class PersonDetector:
         (N, 4) float32, the boxes widened to 3:4; ``classes`` (N,) int64; ``index`` (N,) int64, each one's number
         among the frame's people before the small ones were dropped.
         """
-        found: list[Detections] = []
+        # The next frames are scaled down, and the masks of the last ones written, while the device computes.
+        inputs = [self._beside.submit(self._input, frame) for frame in frames]
+        found: list[Callable[[], Detections]] = []
         while len(found) < len(frames):
             rest = frames[len(found) :]
             # Frames of another size (another job's) would pad the batch, and change what is found.
-            alike = list(takewhile(partial(_same_size, rest[0]), rest))
-            found += self._passes.run(partial(self._some, alike))
+            alike = len(list(takewhile(partial(_same_size, rest[0]), rest)))
+            found += self._passes.run(partial(self._some, inputs[len(found) : len(found) + alike]))
             self._report("detecting", len(found) / len(frames))
         devices.trim(self._options)
-        return found
+        return [finish() for finish in found]
 
-    def _some(self, frames: Sequence[Frame], size: int) -> list[Detections]:
-        """One pass over the first ``size`` of ``frames``, filled up to that number (`devices.Passes` says why); for the
-        same reason the heads see one frame's proposals at a time."""
+    def _some(self, prepared: Sequence[Future[dict[str, Any]]], size: int) -> list[Callable[[], Detections]]:
+        """One pass over the first ``size`` of ``prepared`` frames, filled up to that number (`devices.Passes` says
+        why); for the same reason the heads see one frame's proposals at a time."""
         with self._torch.inference_mode():
-            inputs = [self._input(frame) for frame in frames[:size]]
+            inputs = [frame.result() for frame in prepared[:size]]
             images = self._model.preprocess_image([*inputs, *[inputs[-1]] * (size - len(inputs))])
             features = self._model.backbone(images.tensor)
             proposals, _ = self._model.proposal_generator(images, features, None)
@@ -113,7 +119,9 @@ class PersonDetector:
                 for n, own in enumerate(inputs)
             ]
 
-    def _heads(self, features: Mapping[str, Any], proposals: Any, own: Mapping[str, Any]) -> Detections:
+    def _heads(
+        self, features: Mapping[str, Any], proposals: Any, own: Mapping[str, Any]
+    ) -> Callable[[], Detections]:
         heads = self._model.roi_heads
         people = self._people(heads._forward_box(features, [proposals])[0])
         people = heads.forward_with_given_boxes(features, [people])[0]
@@ -125,35 +133,48 @@ class PersonDetector:
         )
 
     def _input(self, frame: Frame) -> dict[str, Any]:
-        image = frame.image[:, :, ::-1] if self._rgb else frame.image
-        height, width = image.shape[:2]
-        scaled = self._resize(self._transforms.AugInput(image)).apply_image(image)
-        tensor = self._torch.as_tensor(scaled.astype("float32").transpose(2, 0, 1))
-        return {"image": tensor, "height": height, "width": width}
+        height, width = frame.image.shape[:2]
+        scaled = self._transforms.AugInput(frame.image)
+        self._resize(scaled)
+        # Each channel is scaled by itself, so that they can change places afterwards, where there are fewer pixels; and
+        # bytes are what travels: the model's own normalisation makes floats of them.
+        channels = np.moveaxis(scaled.image[:, :, ::-1] if self._rgb else scaled.image, 2, 0)
+        return {"image": self._torch.from_numpy(np.ascontiguousarray(channels)), "height": height, "width": width}
 
     def _people(self, instances: Any) -> Any:
         instances = instances[instances.pred_classes == PERSON]
         return instances[instances.scores > self._options.min_score]
 
-    def _detections(self, parts: Sequence[Any], own: Mapping[str, Any]) -> Detections:
+    def _detections(self, parts: Sequence[Any], own: Mapping[str, Any]) -> Callable[[], Detections]:
+        """What gives a frame's people when it is called: their masks are written meanwhile."""
         boxes = np.concatenate([part.pred_boxes.tensor.float().cpu().numpy() for part in parts])
         scores = np.concatenate([part.scores.float().cpu().numpy() for part in parts])
         classes = np.concatenate([part.pred_classes.cpu().numpy() for part in parts])
         width, height = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
         large = np.flatnonzero(~((width < self._options.min_width) | (height < self._options.min_height)))
-        masks = [mask for part in parts for mask in part.pred_masks]
-        boxes = boxes[large]
-        return Detections(
-            boxes,
-            scores[large],
-            {
-                "masks": [rle.encode(masks[person].cpu().numpy()) for person in large],
-                "size": [own["height"], own["width"]],
-                "padded": np.asarray(widen(boxes), np.float32).reshape(-1, 4),
-                "classes": classes[large].astype(np.int64),
-                "index": large.astype(np.int64),
-            },
-        )
+        starts = np.cumsum([0, *(len(part) for part in parts)])
+        # A part's at once: each copy waits for all that the device has to do.
+        wanted = [
+            part.pred_masks[large[(start <= large) & (large < end)] - start].cpu().numpy()
+            for part, start, end in zip(parts, starts[:-1], starts[1:], strict=True)
+        ]
+        texts = [self._beside.submit(rle.encode, mask) for masks in wanted for mask in masks]
+
+        def finish() -> Detections:
+            kept = boxes[large]
+            return Detections(
+                kept,
+                scores[large],
+                {
+                    "masks": [text.result() for text in texts],
+                    "size": [own["height"], own["width"]],
+                    "padded": np.asarray(widen(kept), np.float32).reshape(-1, 4),
+                    "classes": classes[large].astype(np.int64),
+                    "index": large.astype(np.int64),
+                },
+            )
+
+        return finish
 
 
 def _report_blocks(backbone: Any, report: Report) -> None:
@@ -206,15 +227,14 @@ def _beside_package(relative: str) -> Path:
     )
 
 
-def read_weights(path: Path) -> Mapping[str, Any]:
+def read_weights(path: Path) -> dict[str, Any]:
     """The weights by name in a file of detectron2's model zoo (a pickle of numpy arrays) or a torch checkpoint.
 
     Raises:
         ConfigurationError: unreadable.
     """
     if path.suffix != ".pkl":
-        state: Mapping[str, Any] = devices.read_torch(path, "model")
-        return state
+        return dict(devices.read_torch(path, "model"))
     try:
         with path.open("rb") as file:
             content = pickle.load(file, encoding="latin1")
@@ -223,7 +243,7 @@ def read_weights(path: Path) -> Mapping[str, Any]:
     state = content.get("model", content) if isinstance(content, Mapping) else {}
     if not isinstance(state, Mapping) or not state:
         raise ConfigurationError(f"{path} has no weights in it: it is another file, or damaged")
-    return state
+    return dict(state)
 
 
 def _counts_batches(name: str) -> bool:

@@ -198,18 +198,20 @@ def halved(model: Module) -> set[str]:
 
 def load_state(
     model: Module,
-    state: Mapping[str, Any],
+    state: dict[str, Any],
     options: Options,
     report: Report,
     *,
     source: Path,
     half: set[str],
     may_lack: Callable[[str], bool],
+    keep: Callable[[Mapping[str, Tensor]], None] | None = None,
 ) -> None:
     """Put ``state`` (tensors or numpy arrays by name) into ``model`` on the device, one tensor at a time.
 
-    A tensor is converted to its final dtype and place before the next is read, so that the peak is the finished
-    model and one tensor. On the CPU in fp32 a memory-mapped tensor is used where it lies.
+    A tensor is converted to its final dtype and place, and forgotten in ``state``, before the next is read: the peak is
+    the larger of file and finished model, and one tensor. On the CPU in fp32 a memory-mapped tensor is used where it
+    lies. ``keep`` is given what came of it all.
 
     Raises:
         ConfigurationError: a parameter that ``may_lack`` does not excuse is missing or has another shape.
@@ -228,7 +230,7 @@ def load_state(
     total = sum(_count(state[name]) for name in used) or 1
     done = 0
     for name in used:
-        value = state[name]
+        value = state.pop(name)
         tensor = value if isinstance(value, torch.Tensor) else torch.from_numpy(value)
         if tuple(tensor.shape) != tuple(wanted[name].shape):
             raise ConfigurationError(
@@ -240,6 +242,8 @@ def load_state(
         placed[name] = tensor.to(device, target)
         done += _count(value)
         report(f"loading {source.name}", done / total)
+    if keep is not None:
+        keep(placed)
     model.load_state_dict(placed, strict=False, assign=True)
     model.to(device)
     model.requires_grad_(False)

@@ -6,7 +6,8 @@ of a fixed number pass through the networks together, whoever and in whichever f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
@@ -23,7 +24,7 @@ from stages.backends.humans4d.options import Options
 from stages.backends.humans4d.shots import thumbnail
 from stages.backends.humans4d.texture import FOCAL, PackedTexture, TextureSampler
 from stages.protocols import ConfigurationError, Report
-from stages.records import F32, Detections, Frame, People
+from stages.records import F32, U8, Detections, Frame, People
 
 _DEPTH_SCALE = 200.0
 """PHALP's pose vector holds the depth divided by this."""
@@ -55,6 +56,8 @@ class HmrRegressor:
         self._options = options
         self._report = report
         self._passes = devices.Passes(options.crops, "crops")
+        self._beside = ThreadPoolExecutor(1, "beside")
+        """What the CPU does while the device computes."""
 
     @classmethod
     def load(cls, options: Options, report: Report) -> HmrRegressor:
@@ -86,18 +89,16 @@ class HmrRegressor:
         (N, 90), ``uv`` (packed, see `PackedTexture`), ``masks``, ``size``, ``classes``, ``index``.
         """
         people: list[_Person] = []
-        crops: list[F32] = []
-        masks: list[F32] = []
+        cuts: list[Future[tuple[F32, F32]]] = []
         cut = track_crop if self._options.crop == "track" else demo_crop
         for number, (frame, found) in enumerate(zip(frames, detections, strict=True)):
-            height, width = frame.image.shape[:2]
             padded = np.asarray(found.extra["padded"], np.float32).reshape(-1, 4) if len(found) else ()
             for box, counts in zip(padded, found.extra.get("masks", ()), strict=True):
                 person = _Person(number, np.asarray((box[2:] + box[:2]) / 2, np.float32), box[2:] - box[:2])
                 people.append(person)
-                crops.append(cut(frame.image, person.centre, person.side))
-                masks.append(mask_crop(rle.decode(counts, height, width), person.centre, person.side))
-        rows = self._chunks(crops, masks) if people else {}
+                # Of the next pass while the device is busy with the last.
+                cuts.append(self._beside.submit(_cut, cut, frame.image, person, counts))
+        rows = self._chunks(cuts) if people else {}
         result = []
         for number, (frame, found) in enumerate(zip(frames, detections, strict=True)):
             own = [index for index, person in enumerate(people) if person.frame == number]
@@ -107,20 +108,25 @@ class HmrRegressor:
         devices.trim(self._options)
         return result
 
-    def _chunks(self, crops: list[F32], masks: list[F32]) -> dict[str, npt.NDArray[Any]]:
+    def _chunks(self, cuts: list[Future[tuple[F32, F32]]]) -> dict[str, npt.NDArray[Any]]:
         """Everyone's arrays, from passes of always the same number of crops."""
         parts: list[dict[str, Any]] = []
         start = 0
-        while start < len(crops):
-            part = self._passes.run(partial(self._pass, crops[start:], masks[start:]))
+        textures: list[Future[PackedTexture]] = []
+        while start < len(cuts):
+            part = self._passes.run(partial(self._pass, cuts[start:]))
+            textures += [self._beside.submit(PackedTexture.pack, texture) for texture in part.pop("uv")]
             parts.append(part)
             start += len(part["pose"])
-            self._report("meshing", start / len(crops))
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+            self._report("meshing", start / len(cuts))
+        rows = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        rows["uv"] = np.empty(len(textures), object)
+        rows["uv"][:] = [texture.result() for texture in textures]
+        return rows
 
-    def _pass(self, crops: list[F32], masks: list[F32], size: int) -> dict[str, Any]:
-        """One pass over the first ``size`` of ``crops``, filled up with empty ones."""
-        crops, masks = crops[:size], masks[:size]
+    def _pass(self, cuts: list[Future[tuple[F32, F32]]], size: int) -> dict[str, Any]:
+        """One pass over the first ``size`` of ``cuts``, filled up with empty ones."""
+        crops, masks = zip(*(cut.result() for cut in cuts[:size]), strict=True)
         torch, count = self._torch, len(crops)
         images = np.zeros((size, 3, SIZE, SIZE), np.float32)
         seen = np.zeros((size, SIZE, SIZE), np.float32)
@@ -170,7 +176,7 @@ class HmrRegressor:
                 "appe": rows["appe"],
                 "pose": np.concatenate((rows["pose"].reshape(count, -1), rows["betas"], placed), 1),
                 "loca": np.concatenate((flat, translation, translation, translation), 1),
-                "uv": [[p.seen, p.colours] for p in map(PackedTexture.pack, rows["uv"])],
+                "uv": [[texture.seen, texture.colours] for texture in rows["uv"]],
                 "center": centres,
                 "scale": extents,
                 "camera": translation,
@@ -183,6 +189,13 @@ class HmrRegressor:
                 "index": np.asarray(found.extra["index"]),
             },
         )
+
+
+def _cut(cut: Callable[[U8, F32, float], F32], image: U8, person: _Person, mask: str) -> tuple[F32, F32]:
+    """A person's crop, and that of his mask."""
+    height, width = image.shape[:2]
+    crop = cut(image, person.centre, person.side)
+    return crop, mask_crop(rle.decode(mask, height, width), person.centre, person.side)
 
 
 def full_translation(camera: F32, centres: F32, extents: F32, width: int, height: int) -> F32:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
@@ -14,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from stages.backends.humans4d import devices
+from stages.backends.humans4d import converted, devices
 from stages.backends.humans4d.options import Options
 from stages.backends.humans4d.texture import FOCAL
 from stages.protocols import ConfigurationError, Report
@@ -83,11 +84,13 @@ class Hmr2:
             ) from error
         # The discriminator serves training only.
         model.discriminator = None
-        state = devices.read_torch(options.hmr2_checkpoint, "state_dict")
+        source = options.hmr2_checkpoint
+        state = converted.state_of(source, options, lambda: dict(devices.read_torch(source, "state_dict")))
         half = {f"backbone.{name}" for name in devices.halved(model.backbone)}
         devices.load_state(
-            model, state, options, report, source=options.hmr2_checkpoint, half=half, may_lack=_not_learned
-        )
+            model, state, options, report, source=source, half=half, may_lack=_not_learned,
+            keep=partial(converted.keep, source, options),
+        )  # fmt: skip
         # smplx reads a parent's number for each joint in turn: from the device, each would wait for all work there.
         model.smpl.parents = model.smpl.parents.cpu()
         return cls(model, options, report)

@@ -25,14 +25,27 @@ PROFILES: Mapping[str, Mapping[str, Any]] = {
     "default": {},
     # Tensors of detect take 1.8 GiB so and those of mesh 1.4 (bench.humans4d_memory). Each process may allocate 2.8 of
     # 8 GiB: neither can starve the other, and 2.4 are left for both CUDA contexts and, under WSL, for Windows.
-    "8gb": {"dtype": "fp16", "frames": 1, "crops": 4, "memory_fraction": 0.35, "allocator": "auto", "trim": True},
+    "8gb": {
+        "dtype": "fp16",
+        "frames": 1,
+        "crops": 4,
+        "memory_fraction": 0.35,
+        "allocator": "auto",
+        "trim": True,
+        "converted": True,
+    },
 }
 """What a profile sets where the user has not set it."""
 
 
 def _file(name: str) -> Callable[[], Path]:
-    default = next(f.default for f in FILES if f.option == name)
-    return lambda: Path.home() / default
+    file = next(file for file in FILES if file.option == name)
+
+    def find() -> Path:
+        places = [Path.home() / place for place in (file.default, *file.also)]
+        return next((place for place in places if place.is_file()), places[0])
+
+    return find
 
 
 @dataclass(frozen=True)
@@ -65,6 +78,9 @@ class Options:
     allocator: str = ""
     """Settings of torch's CUDA allocator, as in PYTORCH_CUDA_ALLOC_CONF (which goes before): auto chooses those that
     keep memory in one piece and work on this system; empty leaves torch's own."""
+    converted: bool = False
+    """Leave copies of the checkpoints of detector and HMR2, in ``dtype``, beside them (NAME.poseward-fp16), and start
+    from those: they are mapped into memory rather than read."""
     trim: bool = False
     """Give cached device memory back after every batch."""
     min_score: float = 0.8

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from stages.backends.humans4d.companion import Companion, phalp_config
+from stages.backends.humans4d.matching import LazyMetric
 from stages.backends.humans4d.options import Options
 from stages.backends.humans4d.shots import ShotDetector
 from stages.backends.humans4d.texture import PackedTexture
@@ -41,10 +42,9 @@ class PhalpTracker:
         self._companion = companion
         self._options = options
         self._detection = import_module("phalp.external.deep_sort_.detection").Detection
-        matching = import_module("phalp.external.deep_sort_.nn_matching")
         tracking = import_module("phalp.external.deep_sort_.tracker")
         cfg = companion.cfg = phalp_config(options)
-        metric = matching.NearestNeighborDistanceMetric(cfg, options.hungarian_th, options.past_lookback)
+        metric = LazyMetric(cfg, options.hungarian_th, options.past_lookback)
         self._tracker = tracking.Tracker(
             cfg, metric, max_age=options.max_age_track, n_init=options.n_init, phalp_tracker=companion,
             dims=_DIMENSIONS,
@@ -52,6 +52,9 @@ class PhalpTracker:
         self._pending: deque[FrameRecord] = deque()
         self._cuts: deque[bool] = deque(maxlen=options.n_init)
         """Of the latest frames, whether each began a shot."""
+        self._early: list[tuple[FrameRecord, Track]] = []
+        """Everyone seen in the first frames, before any track could be confirmed."""
+        self._folded = 0
         self._waiting: deque[tuple[int, float, People]] = deque()
         self._shots = ShotDetector()
 
@@ -72,8 +75,15 @@ class PhalpTracker:
         return self._decided(self._shots.push(people.extra.get("scene")))
 
     def finish(self) -> list[FrameRecord]:
-        """The records still held back."""
+        """The records still held back.
+
+        What has fewer frames than confirm a track, an image above all, has no time in which a false alarm would show
+        itself: everyone who was seen counts. (Upstream's results have nobody then.)
+        """
         records = self._decided(self._shots.finish()) if self._waiting else []
+        if self._folded < self._options.n_init:
+            for record, track in self._early:
+                record.tracks.append(track)
         records += self._pending
         self._pending.clear()
         return records
@@ -85,7 +95,8 @@ class PhalpTracker:
         tracker.phalp_tracker = None
         try:
             state = pickle.dumps(
-                (tracker, self._pending, self._cuts, self._waiting, self._shots), pickle.HIGHEST_PROTOCOL
+                (tracker, self._pending, self._cuts, self._early, self._folded, self._waiting, self._shots),
+                pickle.HIGHEST_PROTOCOL,
             )
         finally:
             tracker.phalp_tracker = self._companion
@@ -94,7 +105,7 @@ class PhalpTracker:
     def restore(self, data: bytes) -> None:
         """Continue from a `snapshot`."""
         state = pickle.loads(zlib.decompress(data))
-        self._tracker, self._pending, self._cuts, self._waiting, self._shots = state
+        self._tracker, self._pending, self._cuts, self._early, self._folded, self._waiting, self._shots = state
         self._tracker.phalp_tracker = self._companion
         self._companion.cfg = self._tracker.cfg
 
@@ -126,10 +137,21 @@ class PhalpTracker:
                     # A track that was not seen in each of these frames would not have lived to this one.
                     earlier = self._pending[-1 - past]
                     earlier.tracks.append(_track(track.track_id, history[-1 - past], 0, self._cuts[-1 - past]))
+        self._keep_early(record, shot)
         for track in tracker.tracks:
             _forget_old_textures(track)
         late = len(self._pending) - (self._options.n_init - 1)
         return [self._pending.popleft() for _ in range(max(0, late))]
+
+    def _keep_early(self, record: FrameRecord, shot: bool) -> None:
+        self._folded += 1
+        if self._folded >= self._options.n_init:
+            self._early.clear()
+            return
+        for track in self._tracker.tracks:
+            if track.time_since_update == 0:
+                data = track.track_data["history"][-1]
+                self._early.append((record, _track(track.track_id, data, 0, shot)))
 
 
 def detection_data(people: People, frame: int) -> list[dict[str, Any]]:

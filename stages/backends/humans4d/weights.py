@@ -42,6 +42,8 @@ class WeightFile:
     member: str = ""
     detector: str = ""
     """Needed with this detector only."""
+    also: tuple[str, ...] = ()
+    """Other places, relative to the home folder, where the same file may be already."""
 
     @property
     def sha256_begins(self) -> str:
@@ -73,7 +75,8 @@ FILES: tuple[WeightFile, ...] = (
                member="data/SMPL_to_J19.pkl"),
     WeightFile("mean_params", ("mesh",), ".cache/4DHumans/data/smpl_mean_params.npz", HMR2_ARCHIVE, 200, _HMR2,
                member="data/smpl_mean_params.npz"),
-    WeightFile("smpl_model", ("mesh", "track"), ".cache/4DHumans/data/smpl/SMPL_NEUTRAL.pkl", None, 1000, _SMPL),
+    WeightFile("smpl_model", ("mesh", "track"), ".cache/4DHumans/data/smpl/SMPL_NEUTRAL.pkl", None, 1000, _SMPL,
+               also=(".cache/phalp/3D/models/smpl/SMPL_NEUTRAL.pkl",)),
     WeightFile("hmar_weights", ("mesh", "track"), ".cache/phalp/weights/hmar_v2_weights.pth",
                f"{PHALP_SITE}/weights/hmar_v2_weights.pth", 1000, _PHALP),
     WeightFile("texture_faces", ("mesh",), ".cache/phalp/3D/fmap_256.npy", f"{PHALP_SITE}/fmap_256.npy", 1000,
