@@ -96,6 +96,7 @@ bench-gpu: $(if $(strip $(VIDEO)),,demo/clip.mp4)
 	"$(HUMANS4D_PYTHON)" -m bench.humans4d_tracker --device cpu
 	"$(HUMANS4D_PYTHON)" -m bench.humans4d_tracker --device "$(DEVICE)"
 	"$(HUMANS4D_PYTHON)" -m bench.humans4d_cpu
+	"$(HUMANS4D_PYTHON)" -m bench.humans4d_loading
 	"$(HUMANS4D_PYTHON)" -m bench.humans4d_card "$(if $(strip $(VIDEO)),$(VIDEO),demo/clip.mp4)" --device "$(DEVICE)"
 
 lint: $(INSTALLED)

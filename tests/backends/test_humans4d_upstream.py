@@ -13,6 +13,7 @@ import re
 import shutil
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -901,6 +902,57 @@ def test_textures_that_are_not_encoded_change_nothing(
         for mine, their in zip(ours.tracks, theirs.tracks, strict=True):
             np.testing.assert_array_equal(mine.box, their.box)
             np.testing.assert_array_equal(mine.pose, their.pose)
+
+
+def unsure(people: People, person: int, score: float) -> People:
+    """The same people, one of whom the detector is less sure of."""
+    scores = people.scores.copy()
+    scores[person] = score
+    return replace(people, scores=scores)
+
+
+def test_who_is_less_sure_goes_on_a_track_and_begins_none(
+    files: dict[str, Any], script_of_frames: list[People]
+) -> None:
+    """Frames of a person without a mesh of his own, with the option and without; and nobody comes of it."""
+    track = _import("stages.backends.humans4d.track")
+    script = script_of_frames[7:17]
+    unseen = range(6, 9)  # after all tracks are confirmed, the second person scores 0.4
+    script = [unsure(people, 1, 0.4) if frame in unseen else people for frame, people in enumerate(script)]
+    script = [unsure(people, 2, 0.3) for people in script]  # and the third one always less than that
+    without, identities = {}, {}
+    for score in (0.0, 0.25):
+        options = Options.from_mapping({**files, "follow_score": score})
+        tracker = track.PhalpTracker.load(options)
+        records = []
+        for frame, people in enumerate(script):
+            # As the detector leaves them out.
+            kept = np.flatnonzero(people.scores > options.least_score)
+            records += tracker.update(frame, frame / 30, pick(people, kept))
+            if frame == 7:
+                state = tracker.snapshot()
+                tracker = track.PhalpTracker.load(options)
+                tracker.restore(state)
+        records += tracker.finish()
+        identities[score] = {found.id for record in records for found in record.tracks}
+        boxes = {
+            record.frame: [found.box.tolist() for found in record.tracks if found.detected] for record in records
+        }
+        without[score] = [f for f, people in enumerate(script) if people.boxes[1].tolist() not in boxes[f]]
+    assert without == {0.0: list(unseen), 0.25: []}
+    assert len(identities[0.0]) == len(identities[0.25]) == 2
+
+
+def pick(people: People, kept: Any) -> People:
+    rows = {
+        name: getattr(people, name)[kept]
+        for name in ("boxes", "scores", "camera", "pose", "betas", "joints_3d", "joints_2d", "vertices")
+    }
+    extra = {
+        name: value if name == "size" else [value[n] for n in kept] if isinstance(value, list) else value[kept]
+        for name, value in people.extra.items()
+    }
+    return People(**rows, extra=extra)
 
 
 @pytest.mark.parametrize("length", [1, 2, 4, 5])

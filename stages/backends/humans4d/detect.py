@@ -64,6 +64,7 @@ class PersonDetector:
         devices.prepare(options)
         report(f"building {options.detector}")
         config = vitdet_config() if options.detector == "vitdet" else regnety_config()
+        lower_thresholds(config, options.follow_score)
         return cls.from_config(config, options.path(f"{options.detector}_weights"), options, report)
 
     @classmethod
@@ -143,7 +144,7 @@ class PersonDetector:
 
     def _people(self, instances: Any) -> Any:
         instances = instances[instances.pred_classes == PERSON]
-        return instances[instances.scores > self._options.min_score]
+        return instances[instances.scores > self._options.least_score]
 
     def _detections(self, parts: Sequence[Any], own: Mapping[str, Any]) -> Callable[[], Detections]:
         """What gives a frame's people when it is called: their masks are written meanwhile."""
@@ -202,6 +203,16 @@ def vitdet_config() -> Any:
     for predictor in config.model.roi_heads.box_predictors:
         predictor.test_score_thresh = _VITDET_SCORE
     return config
+
+
+def lower_thresholds(config: Any, score: float) -> None:
+    """Let the heads keep what scores more than ``score``, where that is above 0 and below their own threshold. What
+    scores higher stays what it is: a box is suppressed by better ones only."""
+    heads = config.model.roi_heads
+    predictors = heads.box_predictors if "box_predictors" in heads else [heads.box_predictor]
+    for predictor in predictors:
+        if 0 < score < predictor.test_score_thresh:
+            predictor.test_score_thresh = score
 
 
 def regnety_config() -> Any:

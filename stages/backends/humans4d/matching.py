@@ -146,3 +146,37 @@ def _solver() -> Callable[[F64], Any]:
     """Upstream's own, which takes ``lap`` where that is installed."""
     found: Callable[[F64], Any] = import_module("phalp.external.deep_sort_.linear_assignment").linear_assignment
     return found
+
+
+def match_in_two_steps(
+    tracker: Any, sure: float, detections: Sequence[Any]
+) -> tuple[list[Pair], list[int], list[int], Any]:
+    """Stands for ``Tracker._match`` of PHALP: people who score more than ``sure`` are matched as there; then the others
+    with the confirmed tracks that are left, by the same costs and gate (Zhang et al. 2022, ByteTrack). Of the others
+    those that are left are no new people.
+
+    Returns:
+        Matches (track, detection), tracks and detections without one, and upstream's figures of the first step.
+    """
+    first = [number for number, found in enumerate(detections) if found.detection_data["conf"] > sure]
+    rest = [number for number in range(len(detections)) if number not in set(first)]
+    matches, lost, new, figures = type(tracker)._match(tracker, [detections[number] for number in first])
+    found = [(track, first[number]) for track, number in matches]
+    waiting = [track for track in lost if tracker.tracks[track].is_confirmed()]
+    if waiting and rest:
+        match = import_module("phalp.external.deep_sort_.linear_assignment").min_cost_matching
+
+        def costs(tracks: Any, others: Any, rows: Sequence[int], columns: Sequence[int]) -> F64:
+            features = [
+                np.array([others[number].detection_data[name] for number in columns])
+                for name in ("appe", "loca", "pose", "uv")
+            ]
+            targets = [tracks[row].track_id for row in rows]
+            return np.asarray(tracker.metric.distance(features, targets, phalp_tracker=tracker.phalp_tracker))
+
+        others = [detections[number] for number in rest]
+        threshold = tracker.metric.matching_threshold
+        more, _, _, _ = match(costs, threshold, tracker.tracks, others, waiting, list(range(len(rest))))
+        found += [(track, rest[number]) for track, number in more]
+    taken = {track for track, _ in found}
+    return found, [track for track in lost if track not in taken], [first[number] for number in new], figures

@@ -85,6 +85,9 @@ class Options:
     """Give cached device memory back after every batch."""
     min_score: float = 0.8
     """Detections must score more than this."""
+    follow_score: float = 0.0
+    """Above 0, not upstream's: people who score more than this, though less than ``min_score``, go on a confirmed track
+    that nobody else goes on; they never begin one."""
     min_width: float = 50.0
     """Boxes narrower than this many pixels are dropped."""
     min_height: float = 100.0
@@ -119,6 +122,11 @@ class Options:
     predictor_config: Path = field(default_factory=_file("predictor_config"))
     predictor_mean_std: Path = field(default_factory=_file("predictor_mean_std"))
     predictor_mean_params: Path = field(default_factory=_file("predictor_mean_params"))
+
+    @property
+    def least_score(self) -> float:
+        """What the detector's people must score more than."""
+        return self.follow_score or self.min_score
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> Options:
@@ -155,9 +163,13 @@ class Options:
                 f"option track_history: {self.track_history} is less than n_init ({self.n_init}), whose frames it "
                 "has to hold"
             )
-        for name in ("memory_fraction", "min_score", "alpha"):
+        for name in ("memory_fraction", "min_score", "follow_score", "alpha"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigurationError(f"option {name}: {getattr(self, name)} is not between 0 and 1")
+        if 0 < self.min_score <= self.follow_score:
+            raise ConfigurationError(
+                f"option follow_score: {self.follow_score} is not below min_score ({self.min_score}), and has no effect"
+            )
 
 
 def _at_least(name: str, value: float, least: int) -> None:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import pickle
 import zlib
 from collections import deque
+from functools import partial
 from importlib import import_module
 from typing import Any
 
 import numpy as np
 
 from stages.backends.humans4d.companion import Companion, phalp_config
-from stages.backends.humans4d.matching import LazyMetric
+from stages.backends.humans4d.matching import LazyMetric, match_in_two_steps
 from stages.backends.humans4d.options import Options
 from stages.backends.humans4d.shots import ShotDetector
 from stages.backends.humans4d.texture import PackedTexture
@@ -121,7 +122,13 @@ class PhalpTracker:
         tracker.cfg.phalp.shot = int(shot)
         detections = [self._detection(data) for data in detection_data(people, frame)]
         tracker.predict()
-        tracker.update(detections, frame, str(frame), int(shot))
+        if self._options.follow_score:
+            # Of this call only: a snapshot of the tracker is to hold PHALP's own objects.
+            tracker._match = partial(match_in_two_steps, tracker, self._options.min_score)
+        try:
+            tracker.update(detections, frame, str(frame), int(shot))
+        finally:
+            vars(tracker).pop("_match", None)
         # Kept by upstream for runs against ground truth only, and it grows with every frame.
         tracker.tracked_cost.clear()
         record = FrameRecord(frame, time)
