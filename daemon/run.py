@@ -203,10 +203,15 @@ class Runner:
                     raise
 
     def _submit(self, pipeline: PipelineLike, video: Path, future: Future[places.Place]) -> None:
+        from stages.source.base import SourceError
+
         try:
             place = future.result()
         except places.PlaceError as error:
             self._close(VideoResult(video, video.name, error="cannot-resume", message=str(error)))
+            return
+        except SourceError as error:
+            self._close(VideoResult(video, video.name, error=error.name, message=str(error)))
             return
         except OSError as error:
             self._close(VideoResult(video, video.name, error="folder-or-file-unusable", message=str(error)))
@@ -306,6 +311,9 @@ class Runner:
 
     def _plan(self, video: Path) -> places.Place:
         """Runs in a thread of its own, one video after the other."""
+        from stages.source.kinds import check_input  # with what it takes to read pictures
+
+        check_input(video)
         identity = summary.identify(video, self._check_stop)
         place = places.choose(
             self._options.folder,

@@ -55,16 +55,21 @@ class PipelineSettings:
     """Write every vertex of every mesh into frames.msgpack."""
     slots: int = 12
     """Frames in flight: slots of the shared-memory ring."""
-    max_pixels: int = 3840 * 2160
-    """Largest frame in pixels; a slot holds this many at 3 bytes each, or fewer if ring_mb is smaller."""
+    max_pixels: int = 1 << 28
+    """Largest frame in pixels that is decoded at all: against files that are made to take all memory."""
+    working_pixels: int = 3840 * 2160
+    """Frames of more pixels are scaled down to this many for the networks; a slot holds this many at 3 bytes each, or
+    fewer if ring_mb is smaller. Results are in the pixels of the input all the same."""
     ring_mb: int = 320
     """Upper limit of the shared-memory ring in MB; fewer slots are used for large frames."""
+    stream: int = -1
+    """Number of the video stream that is read, as the file counts its streams; -1 for the likeliest."""
     pipe_depth: int = 2
     """High-water mark of each pipe in messages."""
     snapshot_every: int = 100
     """Frames between two snapshots of the tracker."""
-    max_failed_fraction: float = 0.5
-    """A job with a larger share of failed frames fails."""
+    max_failed_fraction: float = 1.0
+    """A job with a larger share of failed frames fails; with 1, only one in which every frame has failed."""
     decode: StageSettings = field(default_factory=StageSettings)
     detect: StageSettings = field(default_factory=StageSettings)
     mesh: StageSettings = field(default_factory=StageSettings)

@@ -64,6 +64,7 @@ class Submit(Operation):
     priority: Annotated[int, Interval(ge=-100, le=100)] = 0
     exports: Annotated[list[Id], MaxLen(16)] | None = None
     recompute: bool = False
+    stream: Annotated[int, Interval(ge=0, le=1 << 16)] | None = None
 
 
 @dataclass(frozen=True)

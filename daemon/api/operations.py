@@ -182,6 +182,8 @@ class Operations:
             options["exports"] = asked.exports
         if asked.recompute:
             options["recompute"] = True
+        if asked.stream is not None:
+            options["stream"] = asked.stream
         if asked.upload is not None:
             upload = self._uploads.state(asked.upload)
             path, name, origin = self._uploads.used(upload), upload.name, "upload"

@@ -50,13 +50,14 @@ Exit codes: 0 queued, or with --wait all done; 1 a job failed or was cancelled; 
               help="Make this, or several (bvh,glb), instead of results.exports.")  # fmt: skip
 @click.option("--no-exports", is_flag=True, help="Make no exports.")
 @click.option("--recompute", is_flag=True, help="Compute anew what was done before.")
+@click.option("--stream", type=click.IntRange(0), metavar="N", help="Read this video stream of the file.")
 @click.option("--job-key", metavar="TEXT", help="Your own name for this job: submitted again, it is the same job.")
 @click.option("--wait", "waiting", is_flag=True, help="Wait until all are done, and show how they go.")
 @as_json()
 @connected
 def submit(
     videos: tuple[str, ...], upload: bool, name: str | None, priority: int, exports: tuple[str, ...],
-    no_exports: bool, recompute: bool, job_key: str | None, waiting: bool, json_output: bool,
+    no_exports: bool, recompute: bool, stream: int | None, job_key: str | None, waiting: bool, json_output: bool,
     connection: Connection,
 ) -> None:  # fmt: skip
     """Give videos to the running daemon.
@@ -71,6 +72,7 @@ def submit(
         raise click.UsageError("--no-exports and --export exclude each other")
     asked: dict[str, Any] = {
         "name": name, "priority": priority, "recompute": recompute, "key": job_key,
+        "stream": stream,
         "exports": list(split_names(exports)) if exports or no_exports else None,
     }  # fmt: skip
     jobs: list[dict[str, Any]] = []

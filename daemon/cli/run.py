@@ -45,6 +45,7 @@ Exit codes: 0 all done; 1 a video or an export failed; 2 wrong usage or configur
 @click.option("--export", "exports", multiple=True, metavar="NAME", help="Also write this, or several: bvh,glb.")
 @click.option("--no-exports", is_flag=True, help="Write frames.msgpack and summary.json only.")
 @click.option("--no-vertices", is_flag=True, help="Leave the surfaces out of frames.msgpack (much smaller).")
+@click.option("--stream", type=click.IntRange(0), metavar="N", help="Read this video stream of the file.")
 @click.option("--keep-work", is_flag=True, help="Keep the work folder (journal) after success.")
 @click.option("-v", "--verbose", is_flag=True, help="Also show what the stages print.")
 @as_json()
@@ -58,6 +59,7 @@ def run(
     exports: tuple[str, ...],
     no_exports: bool,
     no_vertices: bool,
+    stream: int | None,
     keep_work: bool,
     verbose: bool,
     json_output: bool,
@@ -71,6 +73,8 @@ def run(
         raise click.UsageError("--resume leaves finished results as they are, --fresh replaces them: choose one")
     if no_vertices:
         loaded = loaded.replace("stages.vertices", False, "--no-vertices")
+    if stream is not None:
+        loaded = loaded.replace("stages.stream", stream, "--stream")
     names = () if no_exports else tuple(dict.fromkeys((*loaded.settings.results.exports, *split_names(exports))))
     options = Options(output or Path(loaded.settings.results.folder).expanduser(), names, resume, fresh, keep_work)
     sys.exit(execute(videos, loaded, options, verbose=verbose, json_output=json_output))

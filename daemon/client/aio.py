@@ -106,8 +106,10 @@ class AsyncClient:
         priority: int = 0,
         exports: Sequence[str] | None = None,
         recompute: bool = False,
+        stream: int | None = None,
     ) -> dict[str, Any]:
-        """Queue a video by its path on the daemon's machine, or an upload; returns the job map.
+        """Queue a video by its path on the daemon's machine, or an upload; returns the job map. ``stream`` is the
+        number of the video stream to read, where a file has several.
 
         Without a ``key`` one is made up, so that a repeated request cannot be a second job.
         """
@@ -120,6 +122,7 @@ class AsyncClient:
             priority=priority,
             exports=list(exports) if exports is not None else None,
             recompute=recompute or None,
+            stream=stream,
         )
         return {**found["job"], "new": found["new"]}
 

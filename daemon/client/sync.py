@@ -80,10 +80,18 @@ class Client:
         priority: int = 0,
         exports: Sequence[str] | None = None,
         recompute: bool = False,
+        stream: int | None = None,
     ) -> dict[str, Any]:
         return self._run(
             self._inner.submit(
-                path, upload=upload, name=name, key=key, priority=priority, exports=exports, recompute=recompute
+                path,
+                upload=upload,
+                name=name,
+                key=key,
+                priority=priority,
+                exports=exports,
+                recompute=recompute,
+                stream=stream,
             )
         )
 

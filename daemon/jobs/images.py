@@ -92,7 +92,9 @@ class Images:
             else:
                 shutil.rmtree(asked.folder, ignore_errors=True)
         elif isinstance(event, JobFailed):
-            self._fail(event.job, event.error, event.message.replace(str(self._folder), ""))
+            self._fail(
+                event.job, event.error, event.message.replace(str(self._folder / event.job / "image"), "the image")
+            )
         return True
 
     def close(self) -> None:

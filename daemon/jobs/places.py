@@ -56,6 +56,7 @@ def result_settings(settings: PipelineSettings) -> dict[str, Any]:
         "stages.backend": settings.backend,
         "stages.options": dict(settings.options),
         "stages.vertices": settings.vertices,
+        **({"stages.stream": settings.stream} if settings.stream >= 0 else {}),
     }
 
 

@@ -11,7 +11,7 @@ from daemon.jobs import places, summary
 from daemon.jobs.store import JobStore, StoredJob
 from daemon.settings.loading import Loaded
 
-RELEVANT = ("stages.options", "stages.vertices")
+RELEVANT = ("stages.options", "stages.vertices", "stages.stream")
 """Settings in a summary that must agree for its results to be offered for the same content."""
 
 
@@ -44,8 +44,17 @@ def prepare(job: StoredJob, store: JobStore, loaded: Loaded, check: Callable[[],
         StoreError: the store cannot be written.
     """
     source = Path(job.source)
+    from stages.source.base import SourceError  # with what it takes to read pictures
+    from stages.source.kinds import check_input
+
     try:
+        check_input(source)
         identity = summary.identify(source, check)
+    except SourceError as error:
+        if error.name == "missing-file":
+            message = f"{source}: no such file: it was there when the job was submitted"
+            raise Refused("no-such-file", message) from error
+        raise Refused(error.name, str(error)) from error
     except FileNotFoundError as error:
         raise Refused(
             "no-such-file", f"{source}: no such file: it was there when the job was submitted"
@@ -56,11 +65,14 @@ def prepare(job: StoredJob, store: JobStore, loaded: Loaded, check: Callable[[],
         raise Refused("empty-file", f"{source}: the file is empty: was it copied whole?")
     if not job.options.get("recompute") and job.folder is None:
         for earlier in store.same_content(identity["sha256"]):
-            if earlier.id != job.id and _offers(earlier, loaded):
+            same_stream = earlier.options.get("stream") == job.options.get("stream")
+            if earlier.id != job.id and same_stream and _offers(earlier, loaded):
                 return Prepared(identity, earlier=earlier)
     folder = Path(loaded.settings.results.folder).expanduser().absolute()
     folder.mkdir(parents=True, exist_ok=True)
     relevant = places.result_settings(loaded.settings.stages)
+    if (stream := job.options.get("stream")) is not None:
+        relevant["stages.stream"] = stream
     name = job.folder
     while True:
         if name is None:

@@ -319,7 +319,9 @@ class Scheduler:
         for note in made.place.notes:
             self._log.info("folder", job=running.job.id, message=note)
         running.phase = "working"
-        self._pipeline.submit(Job(running.job.id, running.job.source, str(made.place.job)))
+        self._pipeline.submit(
+            Job(running.job.id, running.job.source, str(made.place.job), stream=running.job.options.get("stream"))
+        )
         self._log.info("begun", job=running.job.id, source=running.job.source, resumed=made.place.resumed)
         self._tell(running.job)
 

@@ -45,8 +45,8 @@ class Submission:
 
     ``source`` is the absolute path of the input; ``name`` what a person calls it. ``origin`` says where it came
     from: api, upload, drop or command. A second submission with the same ``client_key`` is the same job.
-    ``options`` may hold ``exports`` (list of names) and ``recompute`` (bool). ``job`` demands an id: for who
-    must know it before the job is stored.
+    ``options`` may hold ``exports`` (list of names), ``recompute`` (bool) and ``stream`` (int). ``job`` demands an id:
+    for who must know it before the job is stored.
     """
 
     source: str

@@ -83,6 +83,9 @@ def summarise(
             {"frame": number, "stage": failure.stage, "reason": failure.reason}
             for number, failure in outcome.failed_frames
         ],
+        "damaged_frames": [
+            {"first": first, "last": last, "reason": reason} for first, last, reason in outcome.damaged_frames
+        ],
         "truncated": outcome.truncated,
         "seconds": {stage: round(value, 3) for stage, value in outcome.seconds.items()},
         "wall_seconds": round(outcome.wall_seconds, 3),

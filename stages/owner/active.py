@@ -82,6 +82,7 @@ class Active:
             people=int(found.get("people", 0)),
             tracks=int(found.get("tracks", 0)),
             failed_frames=[(int(n), Failure(stage, why)) for n, stage, why in found.get("failures", [])],
+            damaged_frames=[(int(first), int(last), str(why)) for first, last, why in found.get("damaged", [])],
             truncated=found.get("truncated"),
             source=dict(self.info or {}),
             seconds=dict(self.seconds),

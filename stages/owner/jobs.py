@@ -24,6 +24,8 @@ class Job:
     urgent: bool = False
     segment: tuple[int, int] | None = None
     """First frame and the one after the last, of a job of which only the journal of these frames is wanted."""
+    stream: int | None = None
+    """Number of the video stream in its file; None for that of the settings."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,8 @@ class JobOutcome:
     tracks: int = 0
     """Different identities."""
     failed_frames: list[tuple[int, Failure]] = field(default_factory=list)
+    damaged_frames: list[tuple[int, int, str]] = field(default_factory=list)
+    """Runs of frames that were worked on though the file is damaged there: the first, the last, and why."""
     truncated: str | None = None
     """Why the input ended early, or None."""
     source: dict[str, Any] = field(default_factory=dict)

@@ -187,7 +187,12 @@ class Pipeline:
         self._send(
             "decode",
             "open",
-            {"job": active.number, "source": active.job.source, "urgent": active.job.urgent},
+            {
+                "job": active.number,
+                "source": active.job.source,
+                "urgent": active.job.urgent,
+                "stream": self._settings.stream if active.job.stream is None else active.job.stream,
+            },
         )
 
     def _track(self, active: Active) -> None:
@@ -213,9 +218,9 @@ class Pipeline:
         for stage in STAGES:
             self._send(stage, "drop", {"job": active.number})
 
-    def _fail(self, active: Active, error: str, message: str) -> None:
+    def _fail(self, active: Active, error: str, message: str, finished: dict[str, Any] | None = None) -> None:
         self._drop(active)
-        self._on_event(JobFailed(active.job.id, error, message, active.outcome()))
+        self._on_event(JobFailed(active.job.id, error, message, active.outcome(finished)))
 
     def _give_up(self) -> None:
         """Fail all jobs, those submitted later too, while a stage cannot run: unless somebody is there who may `reset`
@@ -404,7 +409,7 @@ class Pipeline:
             self._on_event(active.progress())
         total = active.info["frames"] if active.info else None
         if total is not None:
-            self._check_failures(active, int(payload["failed"]), int(total))
+            self._check_failures(active, int(payload["failed"]), int(total), payload)
 
     def _tell_committed(self, active: Active, payload: dict[str, Any]) -> None:
         active.next_frame, active.state = int(payload["next"]), payload["state"]
@@ -413,19 +418,29 @@ class Pipeline:
     def _on_finished(self, active: Active, payload: dict[str, Any]) -> None:
         active.next_frame = frames = int(payload["frames"])
         self._on_event(active.progress())
+        failures = payload["failures"]
         if frames == 0:
             self._fail(active, "no-frames", f"{active.job.source}: not one frame could be decoded")
-        elif not self._check_failures(active, len(payload["failures"]), frames):
+        elif len(failures) == frames:
+            _, stage, reason = failures[0]
+            message = (
+                f"{active.job.source}: not one of its {frames} frames has a result; the first: {stage}: {reason}"
+            )
+            self._fail(active, "no-frames", message, payload)
+        elif not self._check_failures(active, len(failures), frames, payload):
             self._drop(active)
             self._on_event(JobDone(active.job.id, active.outcome(payload)))
 
-    def _check_failures(self, active: Active, failed: int, total: int) -> bool:
+    def _check_failures(self, active: Active, failed: int, total: int, payload: dict[str, Any]) -> bool:
         """Fail the job if more frames than allowed have failed."""
         allowed = self._settings.max_failed_fraction
         if failed <= allowed * total:
             return False
-        message = f"{failed} of {total} frames failed, more than stages.max_failed_fraction = {allowed:g} allows"
-        self._fail(active, "too-many-failed-frames", message)
+        message = (
+            f"{failed} of {total} frames failed, more than stages.max_failed_fraction = {allowed:g} allows;"
+            f" the latest: {payload['latest_failure']}"
+        )
+        self._fail(active, "too-many-failed-frames", message, payload)
         return True
 
     def _count(self, active: Active, stage: str, frames: int, seconds: float) -> None:

@@ -49,8 +49,10 @@ def stage_of(process: str) -> str:
 
 
 def slot_bytes(settings: PipelineSettings) -> int:
-    """Bytes of one ring slot: the largest allowed frame, or the ring's share if that is smaller."""
-    return min(settings.max_pixels * 3, settings.ring_mb * MEGABYTE // settings.slots)
+    """Bytes of one ring slot: the largest frame that is worked on, or the ring's share if that is smaller."""
+    return min(
+        min(settings.working_pixels, settings.max_pixels) * 3, settings.ring_mb * MEGABYTE // settings.slots
+    )
 
 
 def code_roots(backend: str) -> tuple[str, ...]:
@@ -101,7 +103,8 @@ def build_specs(settings: PipelineSettings, backend: Backend, ring: Ring, runtim
                 options={"device": own.device, **settings.options},
                 batch=own.batch,
                 vertices=settings.vertices,
-                max_pixels=ring.slot_bytes // 3,
+                max_pixels=settings.max_pixels,
+                working_pixels=ring.slot_bytes // 3,
                 snapshot_every=settings.snapshot_every,
                 threads=own.threads,
                 faults=tuple(settings.faults),

@@ -18,6 +18,7 @@ from stages.process.loop import CORRUPT, StageLoop
 from stages.process.start import WHOLE_JOB, StageConfig
 from stages.records import Failure
 from stages.source import Decoded, Source, SourceError, open_source
+from stages.source.base import DAMAGES
 from stages.transport.ring import Ring, SlotEntry
 from stages.transport.wire import EndMessage, FrameMessage
 from supervisor.child import Link
@@ -43,6 +44,8 @@ class Pending:
     generation: int = 0
     failed: str | None = None
     end: EndMessage | None = None
+    damaged: str | None = None
+    size: tuple[int, int] | None = None
 
 
 @dataclass
@@ -109,7 +112,7 @@ class Decode:
             return
         job = int(payload["job"])
         if kind == "open":
-            self._open(job, str(payload["source"]), bool(payload["urgent"]))
+            self._open(job, str(payload["source"]), bool(payload["urgent"]), payload.get("stream"))
         elif kind == "go":
             self._go(job, int(payload["start"]), payload["state"], payload["stop"])
         elif kind == "commit":
@@ -119,7 +122,7 @@ class Decode:
         elif kind == "drop":
             self._drop(job)
 
-    def _open(self, job: int, path: str, urgent: bool) -> None:
+    def _open(self, job: int, path: str, urgent: bool, stream: int | None) -> None:
         if job in self._readings:
             return
         try:
@@ -127,6 +130,8 @@ class Decode:
                 source = open_source(
                     path,
                     max_pixels=self._config.max_pixels,
+                    working=self._config.working_pixels,
+                    stream=None if stream is None or stream < 0 else stream,
                     threads=self._config.threads,
                     progress=self._link.progress,
                 )
@@ -135,12 +140,7 @@ class Decode:
             self._link.send("unreadable", {"job": job, "error": error.name, "message": str(error)})
             return
         self._readings[job] = Reading(job, source, urgent)
-        info = source.info
-        described = {
-            "kind": info.kind, "width": info.width, "height": info.height, "fps": info.fps,
-            "frames": info.frames, "rotation": info.rotation, "codec": info.codec, "duration": info.duration,
-        }  # fmt: skip
-        self._link.send("opened", {"job": job, "info": described})
+        self._link.send("opened", {"job": job, "info": source.info.to_map()})
 
     def _go(self, job: int, start: int, state: bytes | None, stop: int | None) -> None:
         """Begin at frame ``start``: first with what stands in the ring without a gap, then by decoding."""
@@ -151,6 +151,7 @@ class Decode:
         frame = start
         while (entry := self._found.pop((job, frame), None)) is not None:
             pending = Pending(job, frame, entry.time, entry.slot, entry.generation)
+            pending.damaged, pending.size = _read_note(entry.note)
             self._pending[job, frame] = pending
             self._replay.append(pending)
             frame += 1
@@ -236,10 +237,11 @@ class Decode:
                 return
             failed = None if decoded.failure is None else legible(decoded.failure)
             pending = Pending(reading.job, decoded.index, decoded.time, failed=failed)
+            pending.damaged, pending.size = decoded.damaged, decoded.size
             if decoded.image is not None:
                 pending.slot = self._free.pop()
                 pending.generation = self._ring.write(
-                    pending.slot, reading.job, decoded.index, decoded.time, decoded.image
+                    pending.slot, reading.job, decoded.index, decoded.time, decoded.image, _note(decoded)
                 )
         reading.next_frame = decoded.index + 1
         self._pending[pending.job, pending.frame] = pending
@@ -291,7 +293,10 @@ class Decode:
             self._loop.pass_on(pending.end)
             return
         reading = self._readings[pending.job]
-        info = reading.source.info
+        width, height = reading.source.info.working
+        about = {
+            "damaged": pending.damaged, "source": reading.source.name_of(pending.frame), "size": pending.size
+        }  # fmt: skip
         if pending.frame < reading.committed:
             # Track has committed more than it had said when this reading began.
             self._forget((pending.job, pending.frame))
@@ -301,11 +306,23 @@ class Decode:
         failed = Failure("decode", pending.failed) if pending.failed is not None else None
         message = FrameMessage(
             epoch=epoch, job=pending.job, frame=pending.frame, time=pending.time, slot=pending.slot,
-            generation=pending.generation, width=info.width, height=info.height, failed=failed,
+            generation=pending.generation, width=width, height=height, failed=failed,
             urgent=reading.urgent, state=reading.state if reading.begins else None,
+            about={key: value for key, value in about.items() if value is not None},
         )  # fmt: skip
         reading.begins = False
         if corrupt:
             self._loop.send(CORRUPT, reading.urgent)
         else:
             self._loop.pass_on(message)
+
+
+def _note(decoded: Decoded) -> tuple[int, int, int]:
+    """What is to be known of a frame that is found in the ring, as its slot can hold it."""
+    damaged = 0 if decoded.damaged is None else 1 + DAMAGES.index(decoded.damaged)
+    return (damaged, *(decoded.size or (0, 0)))
+
+
+def _read_note(note: tuple[int, int, int]) -> tuple[str | None, tuple[int, int] | None]:
+    damaged, width, height = note
+    return DAMAGES[damaged - 1] if damaged else None, (width, height) if width else None

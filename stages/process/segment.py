@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from stages.records import Failure
 from stages.results.journal import Journal
@@ -24,6 +25,7 @@ def payload_of(message: FrameMessage) -> bytes:
             "people": None if message.people is None else encode_people(message.people),
             "failed": None if failed is None else [failed.stage, failed.reason],
             **({} if message.state is None else {"state": message.state}),
+            **({"about": message.about} if message.about else {}),
         }
     )
 
@@ -35,10 +37,27 @@ class Tally:
     people: int = 0
     ids: set[int] = field(default_factory=set)
     failures: dict[int, Failure] = field(default_factory=dict)
+    damaged: list[list[Any]] = field(default_factory=list)
+    """Runs of frames that were used though the file is damaged there: the first, the last, the reason."""
+
+    def damage(self, frame: int, reason: str) -> None:
+        """Frames come in order."""
+        if self.damaged and self.damaged[-1][1:] == [frame - 1, reason]:
+            self.damaged[-1][1] = frame
+        else:
+            self.damaged.append([frame, frame, reason])
+
+    @property
+    def latest_failure(self) -> str:
+        """In words; empty where no frame has failed."""
+        if not self.failures:
+            return ""
+        frame, failure = next(reversed(self.failures.items()))
+        return f"frame {frame}: {failure.stage}: {failure.reason}"
 
 
 class Segment:
-    """A journal without a fold; the same face as `stages.process.track.Fold`.
+    """A journal without a fold; the same face as `stages.process.fold.Fold`.
 
     Raises:
         JournalError: the folder cannot be used.
@@ -47,7 +66,7 @@ class Segment:
     def __init__(self, folder: Path, first: int, *, follows: bool = False) -> None:
         self.journal = Journal.open(folder, first)
         self.state: bytes | None = b"" if follows else None
-        self.failures: dict[int, Failure] = {}
+        self._tally = Tally()
         for frame, payload in self.journal.read(first):
             self._note(frame, payload)
 
@@ -57,7 +76,11 @@ class Segment:
 
     @property
     def failed(self) -> int:
-        return len(self.failures)
+        return len(self._tally.failures)
+
+    @property
+    def latest_failure(self) -> str:
+        return self._tally.latest_failure
 
     def commit(self, message: FrameMessage) -> None:
         """Journal one frame."""
@@ -68,7 +91,7 @@ class Segment:
     def finish(self) -> Tally:
         """Nothing is folded here: nobody is counted."""
         self.close()
-        return Tally(failures=self.failures)
+        return self._tally
 
     def close(self) -> None:
         self.journal.close()
@@ -77,4 +100,4 @@ class Segment:
         value = unpack_value(payload)
         self.state = value.get("state", self.state)
         if (failed := value["failed"]) is not None:
-            self.failures[frame] = Failure(*failed)
+            self._tally.failures[frame] = Failure(*failed)

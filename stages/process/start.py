@@ -25,7 +25,10 @@ def looks(info: Mapping[str, Any]) -> str:
     that can be compared. ``info`` is what decode has found out about it."""
     count = info.get("frames")
     many = "an unknown number of" if count is None else str(count)
-    return f"{many} frames of {info.get('width')}x{info.get('height')} pixels, turned by {info.get('rotation', 0)}"
+    size = info.get("width"), info.get("height")
+    width, height = info.get("working", size)
+    worked = "" if (width, height) == size else f", worked on as {width}x{height}"
+    return f"{many} frames of {size[0]}x{size[1]} pixels, turned by {info.get('rotation', 0)}{worked}"
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,7 @@ class StageConfig:
     batch: int = 1
     vertices: bool = True
     max_pixels: int = 0
+    working_pixels: int | None = None
     snapshot_every: int = 100
     threads: int = 1
     faults: tuple[str, ...] = ()

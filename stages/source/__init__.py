@@ -9,20 +9,32 @@ import stat
 from pathlib import Path
 
 from stages.source.base import Decoded, Progress, Source, SourceError, SourceInfo
-from stages.source.images import ImageSource, is_image
+from stages.source.container import Opening
+from stages.source.images import ImageSource
+from stages.source.kinds import check_kind, unreadable
+from stages.source.reading import is_image
 from stages.source.video import VideoSource
 
 __all__ = ["Decoded", "Source", "SourceError", "SourceInfo", "open_source"]
 
 
 def open_source(
-    path: str | Path, *, max_pixels: int, threads: int = 1, progress: Progress = lambda: None
+    path: str | Path,
+    *,
+    max_pixels: int,
+    working: int | None = None,
+    stream: int | None = None,
+    threads: int = 1,
+    progress: Progress = lambda: None,
 ) -> Source:
     """Open a video, an image or a folder of images.
 
     Args:
         path: of the file or folder.
         max_pixels: the largest frame allowed, in pixels.
+        working: frames with more pixels are scaled down to this many; None gives all in the size that `SourceInfo`
+            says, as drawing on them needs it.
+        stream: the number of the video stream in its file; None for the likeliest.
         threads: threads that a video decoder may use.
         progress: called while an input is opened, and while what is before a frame is read: both take the longer
             the longer the input is.
@@ -31,22 +43,10 @@ def open_source(
         SourceError: the input cannot be worked on at all; its ``name`` says how (see `SourceError`).
     """
     path = Path(path)
+    status = check_kind(path)
     try:
-        status = path.stat()
-        if stat.S_ISDIR(status.st_mode):
-            return ImageSource(path, max_pixels, progress)
-        if not stat.S_ISREG(status.st_mode):
-            raise SourceError("unsupported", f"{path} is neither a file nor a folder")
-        if status.st_size == 0:
-            raise SourceError("empty-file", f"{path} is empty; was it still being copied?")
-        if is_image(path):
-            return ImageSource(path, max_pixels)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise SourceError("missing-file", f"{path} does not exist") from error
-    except PermissionError as error:
-        raise SourceError(
-            "no-permission", f"{path} may not be read by this user; check its permissions"
-        ) from error
+        if stat.S_ISDIR(status.st_mode) or is_image(path):
+            return ImageSource(path, max_pixels, working, progress)
     except OSError as error:
-        raise SourceError("unreadable-file", f"{path} cannot be read: {error.strerror}") from error
-    return VideoSource(path, max_pixels, threads, progress)
+        raise unreadable(path, error) from error
+    return VideoSource(Opening(path, max_pixels, threads, stream), working, progress)

@@ -6,6 +6,7 @@ BMP (BITMAPINFOHEADER), TIFF 6.0 and the Netpbm formats.
 
 from __future__ import annotations
 
+import contextlib
 import struct
 from pathlib import Path
 from typing import BinaryIO
@@ -43,6 +44,21 @@ def ends_early(path: Path) -> bool:
         file.seek(scan)
         # A 0xFF within the coded data is always followed by 0, so the end marker cannot occur by chance.
         return b"\xff\xd9" not in file.read()
+
+
+def tiff_orientation(path: Path) -> int:
+    """How a TIFF is to be turned, by its tag of the same numbers as EXIF's: 1 to 8; 1 for every other file.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    with path.open("rb") as file:
+        start = file.read(8)
+        if start[:4] not in (b"II*\0", b"MM\0*"):
+            return 1
+        with contextlib.suppress(struct.error):
+            return _tiff_tags(file, start, (274,)).get(274, 1)
+    return 1
 
 
 def _size(file: BinaryIO, start: bytes) -> Size | None:
@@ -111,6 +127,11 @@ def _webp(start: bytes) -> Size | None:
 
 
 def _tiff(file: BinaryIO, start: bytes) -> Size | None:
+    found = _tiff_tags(file, start, (256, 257))
+    return (found[256], found[257]) if len(found) == 2 else None
+
+
+def _tiff_tags(file: BinaryIO, start: bytes, wanted: tuple[int, ...]) -> dict[int, int]:
     order = "<" if start[:2] == b"II" else ">"
     file.seek(struct.unpack_from(order + "I", start, 4)[0])
     count = struct.unpack(order + "H", file.read(2))[0]
@@ -118,6 +139,6 @@ def _tiff(file: BinaryIO, start: bytes) -> Size | None:
     found: dict[int, int] = {}
     for offset in range(0, len(entries) - 11, 12):
         tag, kind = struct.unpack_from(order + "HH", entries, offset)
-        if tag in (256, 257):
+        if tag in wanted:
             found[tag] = struct.unpack_from(order + ("H" if kind == 3 else "I"), entries, offset + 8)[0]
-    return (found[256], found[257]) if len(found) == 2 else None
+    return found

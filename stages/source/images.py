@@ -1,50 +1,35 @@
-"""Single images and folders of numbered images, by OpenCV.
-
-OpenCV turns images upright by their EXIF orientation and converts grey, 16-bit and transparent ones to BGR.
-"""
+"""Single images and folders of numbered images as sources."""
 
 from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 
-from stages.names import legible, spelled
+from stages.names import legible
 from stages.records import U8
-from stages.source.base import Decoded, Progress, SourceError, SourceInfo, too_large
-from stages.source.headers import ends_early, image_size
+from stages.source.base import Decoded, Progress, SourceError, SourceInfo
+from stages.source.geometry import Geometry
+from stages.source.reading import RAW_SUFFIXES, is_image, pictures_in, read_image
 
-FOLDER_RATE = 30.0
+FOLDER_RATE = Fraction(30)
 """Frames per second that a folder of images is taken to have."""
 
-IMAGE_SUFFIXES = frozenset(
-    (".bmp", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+IMAGE_SUFFIXES = RAW_SUFFIXES | frozenset(
+    (".avif", ".bmp", ".gif", ".heic", ".heif", ".hif", ".jp2", ".jpeg", ".jpg", ".jxl", ".pgm", ".png", ".ppm", ".tif",
+     ".tiff", ".webp")
 )  # fmt: skip
-"""Endings that count as an image even if the content does not: a damaged one is reported, not overlooked."""
+"""Endings that count as an image even if the content does not: a damaged one, or one of a kind that cannot be read, is
+reported, not overlooked."""
 
-IMAGE_BRANDS = frozenset((b"avif", b"heic", b"heix", b"mif1"))
-"""Of the files that are built like MP4: the brands that are single images."""
-
-
-MOTION_SUFFIXES = frozenset((".mjpeg", ".mjpg"))
-"""Endings of JPEGs one behind the other, of which the first looks like any other JPEG."""
-
-
-def is_image(path: Path) -> bool:
-    """Whether the file's content is an image (animations count as videos, where they can be read as such)."""
-    with path.open("rb") as file:
-        start = file.read(12)
-    if path.suffix.lower() in MOTION_SUFFIXES:
-        return False
-    if start.startswith(b"GIF8") or (start[4:8] == b"ftyp" and start[8:] not in IMAGE_BRANDS):
-        return False  # OpenCV takes the start of some MP4 files for an image
-    with spelled(path) as name:
-        return bool(cv2.haveImageReader(name))
+GAPS_TOLD = 5
 
 
 def natural_key(name: str) -> tuple[list[tuple[int, int, str]], str]:
@@ -59,52 +44,55 @@ class ImageSource:
     Args:
         path: of a file or folder.
         max_pixels: a larger image is an error before it is decoded, for the formats whose size can be read.
+        working: the most pixels that an image is given with; larger ones are scaled down. None: any number.
         progress: called for each file while the folder is opened.
 
     Raises:
         SourceError: no image, or none that can be read.
+        OSError: the folder cannot be read.
     """
 
-    def __init__(self, path: Path, max_pixels: int, progress: Progress = lambda: None) -> None:
+    def __init__(
+        self, path: Path, max_pixels: int, working: int | None = None, progress: Progress = lambda: None
+    ) -> None:
         self._max_pixels = max_pixels
         self._progress = progress
         self.truncated: str | None = None
-        folder = path.is_dir()
-        self._files = sorted(_images_in(path, progress), key=lambda p: natural_key(p.name)) if folder else [path]
-        if not self._files:
-            raise SourceError("no-images", f"{path} is a folder without images")
+        self._folder = path.is_dir()
+        self._files = _listed(path, progress) if self._folder else [path]
         self.expected = len(self._files)
-        first, suffix = self._first_readable(path)
-        if not folder and (pictures := _pictures_in(path)) > 1:
+        image, suffix = self._first_readable(path)
+        if not self._folder and (pictures := pictures_in(path)) > 1:
             self.truncated = f"only the first of the {pictures} pictures in it is read; convert it to a video"
-        self._shape = first
+        self._geometry = Geometry((image.shape[1], image.shape[0]), most=working)
+        gaps = gaps_in([file.name for file in self._files]) if self._folder else None
         self.info = SourceInfo(
-            kind="images" if folder else "image",
-            width=first[1],
-            height=first[0],
-            fps=FOLDER_RATE if folder else 0.0,
+            kind="images" if self._folder else "image",
+            width=image.shape[1],
+            height=image.shape[0],
+            rate=FOLDER_RATE if self._folder else Fraction(0),
             frames=len(self._files),
             rotation=0,
             codec=legible(suffix),
-            duration=len(self._files) / FOLDER_RATE if folder else None,
+            duration=float(len(self._files) / FOLDER_RATE) if self._folder else None,
+            working=self._geometry.working,
+            notes=() if gaps is None else (gaps,),
         )
 
     def frames(self, start: int = 0) -> Iterator[Decoded]:
         for index in range(start, len(self._files)):
-            file, time = self._files[index], self.time_of(index)
             try:
-                image = read_image(file, self._max_pixels)
+                image = read_image(self._files[index], self._max_pixels)
             except SourceError as error:
-                yield Decoded(index, time, None, str(error))
+                yield Decoded(index, self.time_of(index), None, str(error))
                 continue
-            if image.shape[:2] != self._shape:
-                size = f"{image.shape[1]}x{image.shape[0]} among images of {self.info.width}x{self.info.height}"
-                yield Decoded(index, time, None, f"{file.name} is {size}; images of another size are left out")
-                continue
-            yield Decoded(index, time, image)
+            yield self._fitted(index, image)
 
     def time_of(self, frame: int) -> float:
-        return frame / self.info.fps if self.info.fps else 0.0
+        return float(frame / self.info.rate) if self.info.rate else 0.0
+
+    def name_of(self, frame: int) -> str | None:
+        return legible(self._files[frame].name) if self._folder and frame < len(self._files) else None
 
     def next_start(self, frame: int) -> int | None:
         return frame + 1
@@ -112,68 +100,71 @@ class ImageSource:
     def close(self) -> None:
         pass
 
-    def _first_readable(self, path: Path) -> tuple[tuple[int, int], str]:
+    def _fitted(self, index: int, image: U8) -> Decoded:
+        def resize(width: int, height: int) -> U8:
+            if (width, height) == (image.shape[1], image.shape[0]):
+                return image
+            return np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
+
+        fitted, size = self._geometry.picture((image.shape[1], image.shape[0]), resize)
+        return Decoded(index, self.time_of(index), fitted, size=size)
+
+    def _first_readable(self, path: Path) -> tuple[U8, str]:
         error: SourceError | None = None
         for file in self._files:
             self._progress()
             try:
-                image = read_image(file, self._max_pixels)
+                return read_image(file, self._max_pixels), file.suffix.lower().lstrip(".")
             except SourceError as found:
                 error = error or found
-                continue
-            return (image.shape[0], image.shape[1]), file.suffix.lower().lstrip(".")
         if error is not None and len(self._files) == 1:
             raise error
         raise SourceError("unreadable-image", f"{path}: not one image in it can be read; the first: {error}")
 
 
-def read_image(path: Path, max_pixels: int) -> U8:
-    """Decode an image to (H, W, 3) uint8 BGR, upright.
+def check_folder(folder: Path) -> None:
+    """That there is an image in it; looks no further than the first.
 
     Raises:
-        SourceError: it is too large, cut off or no image.
+        SourceError: no-images.
+        OSError: it cannot be read.
     """
-    try:
-        size = image_size(path)
-        if size is not None and size[0] * size[1] > max_pixels:
-            raise too_large(path, *size, max_pixels)
-        cut = ends_early(path)
-        with spelled(path) as name:
-            image = None if cut else _imread(name)
-    except MemoryLimitError as error:
-        limit = f"{max_pixels / 1e6:.1f} million pixels are allowed; raise stages.max_pixels and stages.ring_mb"
-        raise SourceError("too-large", f"{path} is larger: {limit}, or scale it down") from error
-    except OSError as error:
-        raise SourceError("unreadable-image", f"{path} cannot be read: {error.strerror}") from error
-    if image is None:
-        why = "its end is missing" if cut else "it is damaged or of an unknown format"
-        raise SourceError("unreadable-image", f"{path} cannot be read as an image: {why}")
-    if image.shape[0] * image.shape[1] > max_pixels:
-        raise too_large(path, image.shape[1], image.shape[0], max_pixels)
-    return np.asarray(image, np.uint8)
+    others: Counter[str] = Counter()
+    if next(_images_in(folder, lambda: None, others), None) is None:
+        raise _no_images(folder, others)
 
 
-class MemoryLimitError(Exception):
-    """OpenCV refuses an image by its header: see `stages.owner.processes.PIXELS_VARIABLE`."""
+def _listed(folder: Path, progress: Progress) -> list[Path]:
+    others: Counter[str] = Counter()
+    if files := sorted(_images_in(folder, progress, others), key=lambda file: natural_key(file.name)):
+        return files
+    raise _no_images(folder, others)
 
 
-def _imread(name: str) -> Any:
-    try:
-        return cv2.imread(name, cv2.IMREAD_COLOR)
-    except cv2.error as error:
-        if "CV_IO_MAX_IMAGE" in str(error):
-            raise MemoryLimitError from error
+def _no_images(folder: Path, others: Counter[str]) -> SourceError:
+    kinds = ", ".join(f"{count} {legible(suffix)}" for suffix, count in others.most_common(5))
+    instead = f" (it has: {kinds}); name the files themselves if they are videos" if kinds else ""
+    return SourceError("no-images", f"{folder} is a folder without images{instead}")
+
+
+def gaps_in(names: Sequence[str]) -> str | None:
+    """What to say of numbers that are missing between images that are numbered one by one; None for nothing."""
+    found = [re.fullmatch(r"(.*?)(\d+)(\D*)", name, re.ASCII | re.DOTALL) for name in names]
+    numbers = [int(match[2]) for match in found if match]
+    if len(numbers) < len(names) or len({(match[1], match[3].lower()) for match in found if match}) > 1:
         return None
+    steps = Counter(b - a for a, b in pairwise(numbers))
+    if steps[1] * 2 <= len(numbers) - 1:  # every tenth frame, or dates: nothing is missing there
+        return None
+    gaps = [(a + 1, b - 1) for a, b in pairwise(numbers) if b - a > 1]
+    if not gaps:
+        return None
+    told = ", ".join(f"{a}" if a == b else f"{a} to {b}" for a, b in gaps[:GAPS_TOLD])
+    more = f" and {len(gaps) - GAPS_TOLD} more gaps" if len(gaps) > GAPS_TOLD else ""
+    return f"missing in the numbering of its images: {told}{more}; the others follow each other without a pause"
 
 
-def _pictures_in(path: Path) -> int:
-    """How many there are in an animation, or a file of pages."""
-    with contextlib.suppress(cv2.error, OSError), spelled(path) as name:
-        return int(cv2.imcount(name))
-    return 1
-
-
-def _images_in(folder: Path, progress: Progress) -> Iterator[Path]:
+def _images_in(folder: Path, progress: Progress, others: Counter[str]) -> Iterator[Path]:
     for path in folder.iterdir():
         progress()
         if path.name.startswith(".") or not path.is_file():
@@ -184,3 +175,5 @@ def _images_in(folder: Path, progress: Progress) -> Iterator[Path]:
         with contextlib.suppress(OSError):
             if is_image(path):
                 yield path
+                continue
+        others[path.suffix.lower() or "without an ending"] += 1

@@ -23,7 +23,7 @@ MAX_REORDER = 64
 
 @dataclass(frozen=True)
 class PacketIndex:
-    """One entry for each packet of the video, 16 bytes each.
+    """One entry for each packet of the video, 24 bytes each.
 
     Frames are numbered by presentation here, from the file's very first. Of these, ``first`` to before
     ``end`` are shown: a video that was trimmed without coding it anew still has what others build on. There
@@ -31,7 +31,8 @@ class PacketIndex:
 
     ``stamps`` (n,) int64: presentation times in units of the stream's time base, rising. ``order`` (n,) int32:
     the frame, by presentation, that the packet at a position in the file becomes; ``position`` is its
-    inverse. ``keys``: the frames at which decoding can start, rising; never empty. ``exact`` is False where a
+    inverse; ``offsets`` (n,) int64: where the packet of a frame begins in the file, in bytes, -1 where it does not say.
+    ``keys``: the frames at which decoding can start, rising; never empty. ``exact`` is False where a
     decoded frame's number can only be had by counting from the first, since packets lack times of their own
     (then ``stamps`` is empty) or are out of any order. ``promised`` says what should be in the file but is not.
     """
@@ -44,6 +45,7 @@ class PacketIndex:
     order: npt.NDArray[np.int32]
     position: npt.NDArray[np.int32]
     keys: npt.NDArray[np.int32]
+    offsets: npt.NDArray[np.int64]
     promised: str | None
 
     def frame_at(self, stamp: int | None) -> int | None:
@@ -92,13 +94,14 @@ def _packets(container: Any, stream: Any, progress: Progress) -> Iterator[Any]:
 
 def read_index(container: Any, stream: Any, path: Path, progress: Progress) -> PacketIndex:
     """Read all packets of ``stream`` of the freshly opened ``container``, which is the file ``path``."""
-    stamps, keys, shows = array("q"), array("q"), array("b")
+    stamps, keys, shows, offsets = array("q"), array("q"), array("b"), array("q")
     distinct, broken = True, None
     try:
         for place, packet in enumerate(_packets(container, stream, progress)):
             distinct &= packet.pts is not None
             stamps.append(packet.pts if packet.pts is not None else place)
             shows.append(not packet.is_discard)
+            offsets.append(-1 if packet.pos is None else packet.pos)
             if packet.is_keyframe:
                 keys.append(place)
     except av.FFmpegError as error:
@@ -122,7 +125,8 @@ def read_index(container: Any, stream: Any, path: Path, progress: Progress) -> P
     if not distinct:
         times = np.empty(0, np.int64)
     promised = broken or _cut(stream, total, path)
-    return PacketIndex(count, first, end, exact, times, order, position, starts, promised)
+    places = np.asarray(offsets, np.int64)[position]
+    return PacketIndex(count, first, end, exact, times, order, position, starts, places, promised)
 
 
 def _cut(stream: Any, count: int, path: Path) -> str | None:

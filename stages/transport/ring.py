@@ -26,7 +26,7 @@ import numpy.typing as npt
 from stages.records import U8
 
 MAGIC = 0x474E495244524157  # "WARDRING" as little-endian bytes
-LAYOUT = 1
+LAYOUT = 2
 PAGE = 4096
 CHANNELS = 3
 
@@ -34,7 +34,7 @@ _GEOMETRY = np.dtype([("magic", "<u8"), ("layout", "<u8"), ("slots", "<u8"), ("s
 _SLOT = np.dtype(
     [
         ("generation", "<u8"), ("job", "<i8"), ("frame", "<i8"), ("time", "<f8"), ("width", "<u4"),
-        ("height", "<u4"), ("unused", "V24"),
+        ("height", "<u4"), ("note", "<u4", 3), ("unused", "V12"),
     ]
 )  # fmt: skip
 """64 bytes, so that no two slots' headers share a cache line."""
@@ -50,7 +50,8 @@ class StaleSlot(RingError):  # noqa: N818 (not a fault: the frame has been commi
 
 @dataclass(frozen=True)
 class SlotEntry:
-    """A whole frame that stands in the ring; ``time`` in seconds, ``width`` and ``height`` in pixels."""
+    """A whole frame that stands in the ring; ``time`` in seconds, ``width`` and ``height`` in pixels, ``note`` as
+    it was written."""
 
     slot: int
     generation: int
@@ -59,6 +60,7 @@ class SlotEntry:
     time: float
     width: int
     height: int
+    note: tuple[int, int, int] = (0, 0, 0)
 
 
 class Ring:
@@ -126,8 +128,17 @@ class Ring:
             raise RingError(f"frame ring of {slots} slots of {slot_bytes} bytes in a file of {size} bytes")
         return cls(fd, slots, slot_bytes, owns_fd=False)
 
-    def write(self, slot: int, job: int, frame: int, time: float, image: npt.NDArray[Any]) -> int:
-        """Copy ``image`` (H, W, 3) uint8 into ``slot`` and return its generation.
+    def write(
+        self,
+        slot: int,
+        job: int,
+        frame: int,
+        time: float,
+        image: npt.NDArray[Any],
+        note: tuple[int, int, int] = (0, 0, 0),
+    ) -> int:
+        """Copy ``image`` (H, W, 3) uint8 into ``slot`` and return its generation. ``note`` are three numbers from 0 for
+        whoever finds the frame there.
 
         A writer that dies meanwhile leaves the slot empty.
 
@@ -147,6 +158,7 @@ class Ring:
         header["generation"] = writing
         header["job"], header["frame"], header["time"] = job, frame, time
         header["height"], header["width"] = image.shape[:2]
+        header["note"] = note
         np.copyto(self._pixels(slot, image.shape[0], image.shape[1]), image)
         header["generation"] = writing + 1
         return writing + 1
@@ -179,6 +191,7 @@ class Ring:
             SlotEntry(
                 slot, int(header["generation"]), int(header["job"]), int(header["frame"]),
                 float(header["time"]), int(header["width"]), int(header["height"]),
+                (int(header["note"][0]), int(header["note"][1]), int(header["note"][2])),
             )
             for slot, header in enumerate(self._headers)
             if int(header["generation"]) % 2 == 0

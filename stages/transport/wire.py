@@ -252,6 +252,9 @@ class FrameMessage:
     failed: Failure | None = None
     urgent: bool = False
     state: bytes | None = None
+    about: dict[str, Any] = field(default_factory=dict)
+    """What the record is to say of the picture: ``damaged``, ``source`` and ``size`` of `FrameRecord`, where there are
+    any."""
 
 
 @dataclass
@@ -298,6 +301,8 @@ def pack(message: Message) -> bytes:
         values["failed"] = [message.failed.stage, message.failed.reason]
     if message.state is not None:
         values["state"] = message.state
+    if message.about:
+        values["about"] = message.about
     return pack_value(values)
 
 
@@ -340,6 +345,7 @@ def unpack(data: bytes) -> Message:
         failed=_failure(values.get("failed")),
         urgent=_flag(values, "urgent"),
         state=_bytes_or_none(values, "state"),
+        about=_map(values, "about") if "about" in values else {},
     )
 
 

@@ -13,6 +13,7 @@ from collections import Counter, deque
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,20 +24,23 @@ import numpy as np
 import stages.owner.active
 import stages.owner.pipeline
 import stages.process.decode
+import stages.process.fold
 import stages.process.track
 from stages.owner.jobs import Job, JobDone, JobEvent, JobFailed
 from stages.owner.pipeline import Pipeline
 from stages.owner.processes import stage_of
 from stages.process.chain import Chain
 from stages.process.decode import Decode
+from stages.process.fold import Fold
 from stages.process.loop import CORRUPT
 from stages.process.start import StageConfig
-from stages.process.track import Fold, Track
+from stages.process.track import Track
 from stages.process.worker import Worker
 from stages.records import Detections
 from stages.results.journal import Journal
 from stages.settings import PipelineSettings, StageSettings
 from stages.source import Decoded, SourceInfo
+from stages.source.base import DAMAGES
 from stages.transport.ring import Ring
 from stages.transport.wire import FrameMessage, unpack
 from supervisor import events as ev
@@ -201,20 +205,27 @@ class SimConfig(StageConfig):
 
 
 class Source:
-    """As many frames as the path's name says, each of one colour."""
+    """As many frames as the path's name says, each of one colour, some damaged and some of another size."""
 
     truncated = None
 
     def __init__(self, path: str) -> None:
         self.expected = self._frames = int(Path(path).name)
-        self.info = SourceInfo("video", SIDE, SIDE, 30.0, self._frames, 0, "none", self._frames / 30)
+        self.info = SourceInfo(
+            "video", 2 * SIDE, 2 * SIDE, Fraction(30), self._frames, 0, "none", self._frames / 30, (SIDE, SIDE)
+        )  # fmt: skip
 
     def frames(self, start: int = 0) -> Iterator[Decoded]:
         for index in range(start, self._frames):
-            yield Decoded(index, self.time_of(index), np.full((SIDE, SIDE, 3), 10 + index, np.uint8))
+            image = np.full((SIDE, SIDE, 3), 10 + index, np.uint8)
+            damaged, size = DAMAGES[index % 2] if index % 3 == 1 else None, (7, 9) if index % 4 == 1 else None
+            yield Decoded(index, self.time_of(index), image, damaged=damaged, size=size)
 
     def time_of(self, frame: int) -> float:
         return frame / 30
+
+    def name_of(self, frame: int) -> str | None:
+        return f"{frame}.png" if frame % 2 else None
 
     def next_start(self, frame: int) -> int | None:
         return frame + 1
@@ -306,7 +317,7 @@ class World:
         patch(mock.patch.object(stages.owner.pipeline, "make_runtime", lambda base: self._folder / "runtime"))
         patch(mock.patch.object(stages.owner.pipeline, "time", clock))
         patch(mock.patch.object(stages.owner.active, "time", clock))
-        patch(mock.patch.object(stages.process.track, "Journal", Watched))
+        patch(mock.patch.object(stages.process.fold, "Journal", Watched))
         patch(mock.patch.object(stages.process.decode, "open_source", lambda path, **_: Source(path)))
         patch(mock.patch.object(os, "fsync", lambda fd: None))
         self.pipeline = Pipeline(self._settings, self.events.append)

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from stages.process.fold import RESULTS_NAME, Fold
 from stages.process.start import StageConfig
-from stages.process.track import RESULTS_NAME, Fold
 from stages.records import Failure, FrameRecord, People, Track
 from stages.results import read_results
 from stages.results.journal import JournalError

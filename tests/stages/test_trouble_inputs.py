@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,9 @@ import stages.owner.pipeline
 from stages.owner.jobs import JobDone, JobFailed
 from stages.owner.pipeline import REPLAYS_WITHOUT_PROGRESS, Pipeline
 from stages.process.decode import MOST_FAILED
-from stages.process.track import SourceChangedError
+from stages.process.fold import SourceChangedError
 from stages.results import read_results
-from stages.source import Decoded
+from stages.source import Decoded, SourceInfo
 from stages.transport.ring import RingError
 from tests.stages.harness import FAST, Run, results_of, write_squares
 from tests.stages.test_pipeline_fold import commit, fold_in, whole
@@ -174,11 +175,13 @@ def test_failed_frames_in_flight_are_bounded(decode: Any, monkeypatch: pytest.Mo
     class Damaged:
         truncated = None
         expected = 100_000
-        info: Any = type("Info", (), {"kind": "video", "frames": 100_000, "width": 4, "height": 4, "fps": 30.0,
-                                      "rotation": 0, "codec": "none", "duration": 1.0})  # fmt: skip
+        info = SourceInfo("video", 4, 4, Fraction(30), 100_000, 0, "none", 1.0, (4, 4))
 
         def frames(self, start: int = 0) -> Any:
             return (Decoded(number, number / 30, None, "damaged") for number in range(start, self.expected))
+
+        def name_of(self, frame: int) -> str | None:
+            return f"{frame}.png"
 
         def close(self) -> None: ...
 

@@ -48,9 +48,9 @@ export class Client {
     return this.#ask("hello", {}, options);
   }
 
-  async submit({ path, upload, name, key, priority, exports: wanted, recompute }, options) {
+  async submit({ path, upload, name, key, priority, exports: wanted, recompute, stream }, options) {
     // A key of its own makes a repeated request the same job, also where the caller does not care.
-    const values = { path, upload, name, key: key ?? `auto-${randomUUID()}`, priority, exports: wanted };
+    const values = { path, upload, name, key: key ?? `auto-${randomUUID()}`, priority, exports: wanted, stream };
     const { job, new: fresh } = await this.#ask("submit", { ...values, recompute: recompute || undefined }, options);
     return { ...job, new: fresh };
   }

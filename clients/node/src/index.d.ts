@@ -39,7 +39,7 @@ export interface Job {
   origin: "api" | "upload" | "drop" | "command";
   priority: number;
   client_key: string | null;
-  options: { exports?: string[]; recompute?: boolean; [more: string]: unknown };
+  options: { exports?: string[]; recompute?: boolean; stream?: number; [more: string]: unknown };
   /** How often it was begun: once more for each death of the daemon. */
   attempts: number;
   created: number;
@@ -365,6 +365,8 @@ export interface Wanted {
   exports?: string[];
   /** Also where the same content was done before. */
   recompute?: boolean;
+  /** Number of the video stream to read, where the file has several; without, the likeliest. */
+  stream?: number;
 }
 
 /**
