@@ -101,6 +101,8 @@ _RANGES: dict[str, Any] = {
     "device_need_mb": limits.Ge(0),
     "slots": limits.Interval(ge=2, le=1024),
     "max_pixels": limits.Ge(1),
+    "working_pixels": limits.Ge(1),
+    "stream": limits.Interval(ge=-1, le=1 << 16),
     "ring_mb": limits.Ge(1),
     "pipe_depth": limits.Ge(1),
     "snapshot_every": limits.Ge(1),

@@ -112,7 +112,7 @@ def turn_of(matrix: bytes) -> tuple[bool, int, str | None]:
     if len(values) < 9 or not values[[0, 1, 3, 4]].any():
         return False, 0, "its display matrix is empty: the picture is taken as it is stored"
     # x' = a x + c y, y' = b x + d y, with x right and y down.
-    a, b, c, d = values[0], values[1], values[3], values[4]
+    a, b, c, d = (float(values[place]) for place in (0, 1, 3, 4))
     if min(abs(a), abs(d)) < 8 * max(abs(b), abs(c)) and min(abs(b), abs(c)) < 8 * max(abs(a), abs(d)):
         angle = round(math.degrees(-math.atan2(b, a))) % 360
         return (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -169,6 +170,7 @@ def test_the_whole_display_matrix_is_applied(name: str, tmp_path: Path) -> None:
         assert np.array_equal(after.image, shown(before.image, a, b, c, d))
     info = opened(path).info
     assert (info.height, info.width) == turned[0].image.shape[:2]  # type: ignore[union-attr]
+    assert json.loads(json.dumps(info.to_map())) == info.to_map(), "it travels"
 
 
 @pytest.mark.parametrize(("matrix", "word"), [((0, 0, 0, 0), "empty"), ((0.7, 0.7, -0.7, 0.7), "315 degrees")])
