@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from daemon.api import messages as ms
+from daemon.api.frame_events import FrameEvents
 from daemon.api.messages import DEADLINE, ApiError, plain_record
 from daemon.api.paths import resolve
 from daemon.api.server import Later, Reply
@@ -60,9 +61,7 @@ class Operations:
         self._streams = Streams()
         self._subjects = Subjects(lambda: port.loaded.settings)
         self._slow = ThreadPoolExecutor(1, "pw-digest")
-        self._topics: set[str] = set()
-        self._followed: dict[str, int] = {}
-        """Jobs whose frames are published, with the next frame's number."""
+        self._events = FrameEvents(port, store, self._streams)
 
     def handle(self, client: bytes, operation: ms.Operation, blob: bytes) -> Reply | Later:
         """Do one operation.
@@ -117,38 +116,10 @@ class Operations:
         raise ApiError("unknown-op", operation.op)
 
     def subscribed(self, topic: str, wanted: bool) -> None:
-        """Somebody wants a topic, or nobody wants it any more."""
-        (self._topics.add if wanted else self._topics.discard)(topic)
-        for job in [job for job in self._followed if not self._wants(job)]:
-            del self._followed[job]
+        self._events.subscribed(topic, wanted)
 
     def changed(self, job: str) -> Iterable[tuple[str, dict[str, Any]]]:
-        """Events about the frames that a job has got since, if anybody has subscribed to them."""
-        if not self._topics or not self._wants(job):
-            return
-        folder = self._port.growing(job)
-        if folder is None:
-            found_job = self._store.get(job) if job in self._followed else None
-            if found_job is None or found_job.results is None:
-                self._followed.pop(job, None)
-                return
-            folder = Path(found_job.results)  # done: what came since the last look
-        if job not in self._followed:
-            progress = self._port.progress(job) or {"committed": 0}
-            self._followed[job] = progress["committed"]
-        try:
-            path = folder / summary.FRAMES
-            found = self._streams.read(b"", job, path, self._followed[job], 1000, vertices=False)
-        except ResultsError:
-            return  # not there yet
-        _, records, self._followed[job] = found
-        for record in records:
-            for track in record["tracks"]:
-                track.pop("extra", None)  # events show how it goes; the backend's own data may be large
-            yield f"frame.{job}", {"record": record}
-        if self._port.growing(job) is None:
-            self._followed.pop(job, None)
-            self._streams.forget(b"", job)
+        return self._events.changed(job)
 
     def gone(self, client: bytes) -> None:
         """A client is not connected any more."""
@@ -428,10 +399,6 @@ class Operations:
                 raise ApiError(error.name, str(error)) from error
 
         return Later(attempt, DEADLINE, future=future)
-
-    def _wants(self, job: str) -> bool:
-        topic = f"frame.{job}"
-        return any(topic.startswith(wanted) for wanted in self._topics)
 
 
 def _stage(name: str) -> str:
