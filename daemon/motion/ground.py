@@ -33,6 +33,8 @@ THICK = 0.05
 """Metres from the plane within which a step lies in it."""
 
 
+MOST_STEPS = 80
+"""Steps that the plane is found from, the longest of a clip."""
 SOLE = 0.02
 """Metres from the ground to the toes' joint."""
 FLIGHT = 0.5
@@ -107,6 +109,7 @@ def _up_of(placed: Placed, steps: list[Contact], names: tuple[str, ...]) -> F64:
     body = mean / np.linalg.norm(mean)
     if body @ placed.up < np.cos(MOST_TILT):
         body = placed.up  # bent over or lying all the time: it says nothing
+    steps = sorted(steps, key=lambda step: step.first - step.last)[:MOST_STEPS]
     points = np.array([joints[step.first : step.last + 1, step.joint].mean(axis=0) for step in steps])
     weights = [float(step.last - step.first + 1) for step in steps]
     return _plane(points, np.array(weights), body, placed.up) if len(points) >= 3 else placed.up
@@ -167,8 +170,11 @@ def _held(placed: Placed, steps: list[Contact], names: tuple[str, ...]) -> Place
     count, up, times = len(placed.root), placed.up, placed.person.times
     slips, lifts = np.full((count, 3), np.nan), np.full(count, np.nan)
     anchor: Contact | None = None
-    for frame in range(count):
-        standing = [step for step in steps if step.first <= frame <= step.last]
+    stands: list[list[Contact]] = [[] for _ in range(count)]
+    for step in steps:
+        for frame in range(step.first, step.last + 1):
+            stands[frame].append(step)
+    for frame, standing in enumerate(stands):
         if anchor is None or anchor not in standing or not names[anchor.joint].endswith("foot"):
             anchor = max(standing, key=lambda step: (names[step.joint].endswith("foot"), step.last), default=None)
         if anchor is None:

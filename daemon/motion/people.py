@@ -53,7 +53,7 @@ class Person:
 @dataclass(frozen=True)
 class Motion:
     """The people of a clip, in order of their ids; ``subject`` is one of those ids, None where there is nobody or
-    where all are wanted."""
+    where all are wanted. ``clip`` is without its tracks."""
 
     clip: Clip
     people: tuple[Person, ...]
@@ -87,7 +87,8 @@ def find_motion(clip: Clip, options: MotionOptions) -> Motion:
     chosen = choose(clip, groups, options.subject)
     make = _as_found if options.raw else _whole
     people = tuple(make(clip, parts, options) for parts in groups)
-    return Motion(clip, people, None if chosen is None else people[chosen].id, options.ground)
+    # The raw tracks are not held beside what was made of them.
+    return Motion(replace(clip, tracks=()), people, None if chosen is None else people[chosen].id, options.ground)
 
 
 def _as_found(clip: Clip, parts: Sequence[Series], options: MotionOptions) -> Person:

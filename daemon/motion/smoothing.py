@@ -12,6 +12,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 from scipy.ndimage import maximum_filter1d
+from scipy.sparse import csr_array
 
 F64 = npt.NDArray[np.float64]
 
@@ -34,12 +35,20 @@ Smoother = Callable[[F64], F64]
 
 def smooth_rotations(rotations: F64, times: F64) -> F64:
     """Smooth rotations (N, J, 3, 3) at ``times`` (N,) in seconds, each joint by itself."""
-    quaternions = continuous_quaternions(rotations)
     if len(times) < 3:
         return rotations
-    wide, narrow = _unit(local_fit(times, WIDE)(quaternions)), _unit(local_fit(times, NARROW)(quaternions))
+    fits = local_fit(times, WIDE), local_fit(times, NARROW)
+    smooth = np.empty_like(rotations)
+    for joint in range(rotations.shape[1]):  # one by one: long clips take memory
+        smooth[:, joint] = _smooth_joint(rotations[:, joint], times, *fits)
+    return smooth
+
+
+def _smooth_joint(rotations: F64, times: F64, wide_fit: Smoother, narrow_fit: Smoother) -> F64:
+    quaternions = continuous_quaternions(rotations)
+    wide, narrow = _unit(wide_fit(quaternions)), _unit(narrow_fit(quaternions))
     steps = 2 * np.arccos(np.clip(np.abs((wide[1:] * wide[:-1]).sum(-1)), 0, 1))
-    fast = _share(_speeds(steps, times), times, SPIN)[..., None]
+    fast = _share(_speeds(steps, times), times, SPIN)[:, None]
     near = np.where((wide * narrow).sum(-1, keepdims=True) < 0, -wide, wide)
     return matrices(_unit(fast * narrow + (1 - fast) * near))
 
@@ -72,12 +81,12 @@ def local_fit(times: F64, width: float, degree: int = DEGREE) -> Smoother:
         weight = np.exp(-0.5 * away**2)
         powers = np.vander(away, order + 1, increasing=True)
         rows.append(np.linalg.pinv(powers * np.sqrt(weight)[:, None])[0] * np.sqrt(weight))
+    ends_of_rows = np.concatenate([[0], np.cumsum(ends - starts)])
+    columns = np.concatenate([np.arange(start, end) for start, end in zip(starts, ends, strict=True)])
+    weights = csr_array((np.concatenate(rows), columns, ends_of_rows), shape=(len(times), len(times)))
 
     def smooth(values: F64) -> F64:
-        out = np.empty_like(values)
-        for at, row in enumerate(rows):
-            out[at] = np.tensordot(row, values[starts[at] : ends[at]], axes=1)
-        return out
+        return (weights @ values.reshape(len(values), -1)).reshape(values.shape)  # type: ignore[no-any-return]
 
     return smooth
 
