@@ -20,7 +20,7 @@ STANDARD = (
 MOST = 1000
 """Frames per second; whatever claims more means something else."""
 
-ALIKE = 0.9
+ALIKE = 0.75
 """Share of the steps from frame to frame that must be alike for their rate to be the nominal one."""
 
 
@@ -60,7 +60,12 @@ def rate_of(
         step = float(alike.mean())
         rate = min((*claimed, *STANDARD), key=lambda rate: abs(1 / rate - step))
         close = abs(1 / float(rate) - step) <= 0.0004 * step + tick / len(alike)
-        own = Fraction(1 / step).limit_denominator(1001)
+        own = _short(Fraction(1 / step))
         even = len(alike) == len(steps) and np.abs(times - places * step).max() <= tick
         return (rate if close else own), not even
-    return mean.limit_denominator(1001), True
+    return _short(mean), True
+
+
+def _short(rate: Fraction) -> Fraction:
+    """Near enough, and of few digits; never 0, however long a damaged file says that it lasts."""
+    return max(rate.limit_denominator(1001), Fraction(1, 1001))

@@ -159,16 +159,23 @@ class TimedDecoding:
         assert own is not None
         for key in range(own, max(own - MAX_STEPS_BACK, 0) - 1, -1):
             run = self._decode(key)
-            for item in run:
-                if isinstance(item, Damage) and key < own:
-                    break
-                if isinstance(item, Damage) or item[0] == start:
+            for place, item in enumerate(run):
+                if isinstance(item, Damage):
+                    if key < own and not item.frame <= start < item.resume:
+                        break
+                    yield item
+                    return
+                if item[0] == start and (place or key < own or not self._lacks(own, item[0])):
                     yield item
                     yield from run
                     return
-                if item[0] > start:
+                if item[0] > start or (place == 0 and key == own and self._lacks(own, item[0])):
                     break
         yield from self._decode(own)
+
+    def _lacks(self, key: int, number: int) -> bool:
+        """Whether decoding from a key frame has begun with frame ``number``, and not with the key frame."""
+        return number > int(self._index.keys[key]) and self._codec not in NOT_CODED
 
     def _decode(self, key: int) -> Iterator[Numbered | Damage]:
         """Decode from the ``key``-th key frame on, as numbered frames; damage is the last item if there is any.

@@ -295,6 +295,8 @@ def test_missing_late_and_varying_frames_are_told_apart() -> None:
     rate, variable = rate_of(wild - wild[0], base, [Fraction(30)])
     assert variable
     assert float(rate) == pytest.approx(199 / (int(wild[-1] - wild[0]) / 90000), rel=1e-3)
+    for far in ([0, 1, 1 << 40], [0, 1 << 40], [0, 1 << 40, 1 << 41]):
+        assert rate_of(np.array(far, np.int64), Fraction(1, 1000), [])[0] > 0
     odd = stamps(Fraction(37, 2), base, 100)
     assert rate_of(odd, base, [])[0] == Fraction(37, 2)
 
