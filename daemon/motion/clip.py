@@ -16,6 +16,8 @@ F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
 Bool = npt.NDArray[np.bool_]
 
+NEAREST = 0.05
+"""Metres: nobody stands nearer to the camera, or behind it."""
 LONGEST_REPEAT = 60
 """Frames for which a tracker may repeat a lost person (PHALP: 50). Longer, and it is the picture that stands
 still."""
@@ -111,10 +113,12 @@ def _series(identity: int, growing: _Growing) -> Series:
     rows = growing.rows
 
     def stack(name: str) -> F32:
-        return np.stack([getattr(row, name) for row in rows]).astype(np.float32)
+        # A backend's numbers may be anything; what is none would spread over the whole track.
+        return np.nan_to_num(np.stack([getattr(row, name) for row in rows]).astype(np.float32))
 
     frames = np.array(growing.frames, np.int64)
     pose, camera, boxes = _rotations(stack("pose")), stack("camera"), stack("box")
+    camera[:, 2] = np.maximum(camera[:, 2], NEAREST)
     detected = np.array([row.detected for row in rows], np.bool_)
     return Series(
         identity, frames, pose, stack("betas"), camera, stack("joints_3d"), stack("joints_2d"), boxes,

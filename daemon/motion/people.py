@@ -117,7 +117,8 @@ def _whole(clip: Clip, parts: Sequence[Series], options: MotionOptions) -> Perso
     offsets = np.median(bones, axis=0)
     # A body that is taken for larger than it is stands farther away: with its one size it comes nearer.
     sizes = np.linalg.norm(bones, axis=2).sum(axis=1)
-    camera *= (np.linalg.norm(offsets, axis=1).sum() / np.maximum(sizes, 1e-6))[:, None]
+    own = np.linalg.norm(offsets, axis=1).sum()
+    camera *= np.where(sizes > 0.1 * own, own / np.maximum(sizes, 1e-6), 1.0)[:, None] if own > 0 else 1.0
 
     rows = _Rows(frames, pose, camera, boxes, confidence, source, np.zeros(len(frames), np.bool_))
     rows = rows.filled_up(clip.times, options.gap)

@@ -52,7 +52,7 @@ def standing(clip: Clip, parts: Sequence[Series]) -> Standing:
         roots = part.joints_2d[:, :1]
         limbs = np.linalg.norm(np.diff(part.joints_2d - roots, axis=0), axis=2).mean(axis=1, keepdims=True)
         whole = np.linalg.norm(np.diff(roots[:, 0], axis=0), axis=1)[:, None]
-        speeds.append((limbs + whole) / np.maximum(steps, 1e-3) / tallness)
+        speeds.append((limbs + whole) / np.maximum(steps, 1e-3) / np.maximum(tallness, 1.0))
     motion = float(np.median(np.concatenate(speeds))) if speeds else 0.0
     score = time * min(size, 1.0) * (0.4 + 0.6 * centre) * (0.5 + min(motion, 1.5))
     return Standing(score, time, size, centre, motion)

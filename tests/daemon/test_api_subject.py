@@ -78,6 +78,15 @@ def test_who_is_not_there_is_named(done: tuple[Client, str, Path]) -> None:
     assert unknown.value.name == "no-such-job"
 
 
+def test_results_of_a_backend_with_another_skeleton_have_a_subject_too(done: tuple[Client, str, Path]) -> None:
+    client, _, folder = done
+    second = write_squares(folder.parent.parent / "second.mp4", 12)
+    job = client.submit(second, exports=["csv"])["id"]
+    ended = client.wait(job, PATIENCE)
+    assert ended["state"] == "done" and "the skeleton has no joint 'left_hip'" in ended["message"]
+    assert [record.frame for record in client.subject(job)] == list(range(12))
+
+
 def test_the_file_is_the_results_layout_and_the_same_bytes_each_time(tmp_path: Path) -> None:
     found = clip(vertices=False)
     found[25] = FrameRecord(25, 25 / 30, [], Failure("mesh", "no"))

@@ -239,3 +239,20 @@ def test_a_choice_that_means_nobody_is_named(choice: str, what: str) -> None:
 def test_nobody_is_no_error() -> None:
     empty = motion(records((t, []) for t in times(5)))
     assert empty.subject is None and empty.people == ()
+
+
+def test_numbers_that_are_none_are_survived() -> None:
+    """A backend that gives no pose, no depth, or what is no number, for some frames or for all."""
+    actor, found = walking(), []
+    for frame, t in enumerate(times(40)):
+        track = actor.track(1, t)
+        if frame % 3 == 0:
+            track.pose, track.camera = track.pose * 0, track.camera * 0
+        if frame % 7 == 0:
+            track.joints_3d = np.full((24, 3), np.nan, np.float32)
+            track.camera = np.full(3, np.inf, np.float32)
+        found.append((t, [track]))
+    (person,) = motion(records(found)).people
+    assert np.isfinite(person.pose).all() and np.isfinite(person.camera).all() and np.isfinite(person.joints).all()
+    bare = [(t, [replace(actor.track(2, t), joints_3d=np.zeros((24, 3), np.float32))]) for t in times(10)]
+    assert len(motion(records(bare)).people[0].frames) == 10
