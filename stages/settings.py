@@ -72,7 +72,7 @@ class PipelineSettings:
     """A job with a larger share of failed frames fails; with 1, only one in which every frame has failed."""
     decode: StageSettings = field(default_factory=StageSettings)
     detect: StageSettings = field(default_factory=StageSettings)
-    mesh: StageSettings = field(default_factory=StageSettings)
+    mesh: StageSettings = field(default_factory=lambda: StageSettings(threads=2))
     track: StageSettings = field(default_factory=StageSettings)
     deadlines: Deadlines = field(default_factory=Deadlines)
     restart: RestartPolicy = field(default_factory=RestartPolicy)

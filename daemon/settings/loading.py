@@ -311,16 +311,20 @@ def _from_text(text: str, kind: Any) -> Any:
     return parse_toml(text)
 
 
-def _construct(owner: type, prefix: str, values: Mapping[str, Any]) -> Any:
+def _construct(owner: type, prefix: str, values: Mapping[str, Any], default: Any = None) -> Any:
+    """Settings as ``values`` have them, and elsewhere as in ``default``: a stage's defaults are not those of all."""
+    default = owner() if default is None else default
     hints = typing.get_type_hints(owner)
     arguments: dict[str, Any] = {}
     for item in dataclasses.fields(owner):
         key = prefix + item.name
         if dataclasses.is_dataclass(hints[item.name]):
-            arguments[item.name] = _construct(typing.cast("type", hints[item.name]), f"{key}.", values)
+            arguments[item.name] = _construct(
+                typing.cast("type", hints[item.name]), f"{key}.", values, getattr(default, item.name)
+            )
         elif key in values:
             arguments[item.name] = values[key]
-    return owner(**arguments)
+    return dataclasses.replace(default, **arguments)
 
 
 def _flatten_settings(settings: Settings, origins: Mapping[str, str]) -> dict[str, Entry]:

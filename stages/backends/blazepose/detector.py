@@ -20,7 +20,7 @@ SIDE = 416
 """Pixels of the longer side that the network gets: what it was trained with."""
 EDGE = 0.02
 """A box that ends this near to a look's edge inside the frame, as a share of its longer side, is cut off there."""
-SEARCH_EVERY = 6
+SEARCH_EVERY = 10
 """Frames between two searches of a video. Who is there already is followed, and who is lost is searched for at once,
 both in the mesh stage."""
 CUT = 0.6

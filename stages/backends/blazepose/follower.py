@@ -34,6 +34,9 @@ TRIED = 0.6
 """Overlap with a box in which the landmark network saw nobody, from which it is not asked again soon."""
 TRIED_FOR = 20
 """Frames for which it is not asked."""
+BEGINS = 0.45
+"""Score of a detection from which somebody is followed: to look at whom nobody will believe in costs as much as at
+anybody else. In a picture that stands alone everybody counts."""
 COASTS = 8
 """Frames for which somebody who is hidden is looked for where he must be."""
 UNCONFIRMED = 50
@@ -302,6 +305,8 @@ class LandmarkFollower:
     ) -> Seen | None:
         """Somebody whom nobody explains. ``alone``: nothing is known of what was before this frame."""
         box, score = found.boxes[index], float(found.scores[index])
+        if score < BEGINS and not alone:
+            return None
         tried = np.array([where for _, where in known.tried], np.float32).reshape(-1, 4)
         if len(tried) and overlaps(box, tried).max() > TRIED:
             return None
@@ -312,6 +317,10 @@ class LandmarkFollower:
         person = Person(
             known.next_tracklet, sighting.next_roi, np.zeros(2, np.float32), np.zeros(SIZE, np.float32), score
         )
+        if score < BEGINS:
+            person.unseen = (
+                UNCONFIRMED  # he is in this picture, and in no other unless the detector sees him again
+            )
         known.next_tracklet += 1
         one = self._seen(frame.image, person, sighting)
         person.appearance = one.appearance
