@@ -36,11 +36,11 @@ def test_flags_beat_the_environment_which_beats_the_file(tmp_path: Path) -> None
     file = write(tmp_path, "[stages]\nslots = 4\n\n[stages.mesh]\nbatch = 5\nthreads = 6\nnice = 7\n")
     loaded = load(
         file,
-        environ={"POSEWARD_STAGES__MESH__THREADS": "2", "POSEWARD_STAGES__MESH__NICE": "3", "POSEWARD_CACHE": "x"},
+        environ={"POSEWARD_STAGES__MESH__THREADS": "3", "POSEWARD_STAGES__MESH__NICE": "3", "POSEWARD_CACHE": "x"},
         sets=["stages.mesh.nice=1"],
     )
     mesh = loaded.settings.stages.mesh
-    assert (loaded.settings.stages.slots, mesh.batch, mesh.threads, mesh.nice) == (4, 5, 2, 1)
+    assert (loaded.settings.stages.slots, mesh.batch, mesh.threads, mesh.nice) == (4, 5, 3, 1)
     assert loaded.origins == {
         "stages.slots": f"{file}:2",
         "stages.mesh.batch": f"{file}:5",
@@ -50,7 +50,7 @@ def test_flags_beat_the_environment_which_beats_the_file(tmp_path: Path) -> None
     assert loaded.changed() == {
         "stages.slots": 4,
         "stages.mesh.batch": 5,
-        "stages.mesh.threads": 2,
+        "stages.mesh.threads": 3,
         "stages.mesh.nice": 1,
     }
 
