@@ -12,10 +12,13 @@ import joblib
 import numpy as np
 import pytest
 from bvh import Bvh
+from click.testing import CliRunner
 from scipy.spatial.transform import Rotation
 
-from daemon.exports import export
+from daemon.cli import cli
+from daemon.exports import EXPORTS, export
 from daemon.exports.people_files import NobodyError
+from daemon.jobs.summary import read_summary, write_summary
 from daemon.motion.options import MotionOptions
 from daemon.motion.people import read_motion
 from daemon.motion.world import TO_Y_UP, TO_Z_UP
@@ -256,3 +259,31 @@ def test_the_plot_is_a_picture_of_what_was_measured(results: Path, tmp_path: Pat
     picture = cv2.imread(str(path))
     colours = {tuple(colour) for colour in picture.reshape(-1, 3).tolist()}
     assert {(200, 110, 40), (50, 60, 210)} <= colours
+
+
+def test_the_command_takes_several_names_and_a_subject(tmp_path: Path) -> None:
+    first, second = walking(), walking(start=np.array([0.0, 0.3, 80.0]), speed=0.1)
+    frames = records((f / 30, [first.track(1, f / 30), second.track(2, f / 30)]) for f in range(10))
+    write(tmp_path / "frames.msgpack", frames)
+    content = {
+        "poseward": 1,
+        "backend": "blazepose",
+        "frames": 10,
+        "input": {"path": "gone.mp4", "name": "gone.mp4"},
+    }
+    write_summary(tmp_path, content)
+    # Neither needs the video.
+    made = CliRunner().invoke(cli, ["export", "bvh,csv", "--subject", "2", "--ground", str(tmp_path)])
+    assert made.exit_code == 0, made.output
+    assert {"person-2.bvh", "person-2.csv"} <= {path.name for path in tmp_path.iterdir()}
+    assert read_summary(tmp_path)["exports"] == {
+        "bvh": {"files": ["person-2.bvh"]}, "csv": {"files": ["person-2.csv"]},
+    }  # fmt: skip
+    wrong = CliRunner().invoke(cli, ["export", "bvh", "--subject", "9", str(tmp_path)])
+    assert wrong.exit_code == 1 and "there are 1, 2" in wrong.output
+    unknown = CliRunner().invoke(cli, ["export", "bvh,bhv", str(tmp_path)])
+    assert unknown.exit_code != 0 and "did you mean bvh?" in str(unknown.exception or unknown.output)
+    told = CliRunner().invoke(cli, ["export", "--help"])
+    for name in EXPORTS:
+        assert name in told.output
+    assert "Blender" in told.output and "OpenSim" in told.output
