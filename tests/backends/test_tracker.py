@@ -182,7 +182,8 @@ def test_a_flicker_makes_nobody() -> None:
 @pytest.mark.parametrize("frames", [1, 2, 4])
 def test_a_video_shorter_than_the_evidence_takes_has_its_people(frames: int) -> None:
     assert ids(fold(tracker(fill=True), [people(standing(100), standing(300))] * frames)) == [[1, 2]] * frames
-    assert ids(fold(tracker(), [people(standing(100), score=0.3)] * frames)) == [[]] * frames
+    weak = [[1]] * frames if frames <= 2 else [[]] * frames  # one or two frames are like an image
+    assert ids(fold(tracker(), [people(standing(100), score=0.3)] * frames)) == weak
 
 
 def test_good_frames_between_failed_ones_and_cuts_have_their_people() -> None:

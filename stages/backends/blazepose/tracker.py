@@ -28,6 +28,8 @@ from stages.transport.wire import pack_value, unpack_value
 IMPOSSIBLE = 1e6
 INERTIA = 0.9
 """Velocity that somebody who is not seen keeps from frame to frame: who was hidden may have stopped."""
+FEW = 2
+"""A video of so few frames is taken like an image: everybody counts who was found."""
 MOST_REMEMBERED = 64
 """People who are remembered, seen or not; the one who was not seen for longest is forgotten first."""
 LOOKS_CHANGE = 0.05
@@ -123,7 +125,8 @@ class PersonTracker:
 
     def finish(self) -> list[FrameRecord]:
         """The records that were still held back."""
-        self._end_of_evidence()
+        few = bool(self._held) and self._held[-1].frame < FEW
+        self._end_of_evidence(least=0.0 if few else self._settings.evidence)
         return self._settle(final=True)
 
     def snapshot(self) -> bytes:
@@ -254,10 +257,11 @@ class PersonTracker:
         self._ids[person.number] = person.id
         self._next_id += 1
 
-    def _end_of_evidence(self) -> None:
+    def _end_of_evidence(self, least: float | None = None) -> None:
         """Nothing more will be known of the tentative people of this moment: what there is has to do."""
+        least = self._settings.evidence if least is None else least
         for person in self._people:
-            if not person.id and not person.misses and person.mean >= self._settings.evidence:
+            if not person.id and not person.misses and person.mean >= least:
                 self._confirm(person)
 
     def _age(self, present: set[int]) -> None:
