@@ -238,6 +238,8 @@ class Runner:
             return
         elif isinstance(event, JobOpened):
             self._view.opened(event.job, event)
+            for note in event.info.get("notes", ()):
+                self._view.note(f"{event.job}: {note}")
         elif isinstance(event, JobProgress):
             self._view.progress(event.job, event)
         elif isinstance(event, JobDone):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -200,6 +200,8 @@ def print_table(results: Sequence[VideoResult]) -> None:
             continue
         if result.summary.get("truncated"):
             console.print(f"{result.video}: ends early: {result.summary['truncated']}", soft_wrap=True)
+        for line in losses(result.summary):
+            console.print(f"{result.video}: {line}", soft_wrap=True)
         for export, message in result.export_errors.items():
             console.print(f"{result.video}: export {export} failed: {message}", soft_wrap=True)
         if not result.earlier:
@@ -207,3 +209,17 @@ def print_table(results: Sequence[VideoResult]) -> None:
             stages = ", ".join(f"{stage} {span_text(seconds.get(stage, 0.0))}" for stage in STAGES)
             console.print(f"{result.video.name}: busy: {stages}", soft_wrap=True)
         console.print(f"results: {result.folder}", soft_wrap=True)
+
+
+def losses(summary: Mapping[str, Any]) -> list[str]:
+    """What a summary says of frames that failed, and of those that were used though damaged, in a line each."""
+    lines = []
+    if failed := summary.get("failed_frames", []):
+        first = failed[0]
+        more = f"; {len(failed) - 1} more in summary.json" if len(failed) > 1 else ""
+        lines.append(f"frame {first['frame']} failed in {first['stage']}: {first['reason']}{more}")
+    if damaged := summary.get("damaged_frames", []):
+        count = sum(run["last"] - run["first"] + 1 for run in damaged)
+        frames = "1 frame was" if count == 1 else f"{count} frames were"
+        lines.append(f"{frames} used though the file is damaged there, from frame {damaged[0]['first']} on")
+    return lines

@@ -22,7 +22,7 @@ import pytest
 from rich.console import Console
 
 from daemon.cli.progress import PlainView, Rate, RichView, clock_text
-from daemon.cli.run import execute
+from daemon.cli.run import execute, losses
 from daemon.jobs import places, summary
 from daemon.run import Interrupted, Options, Runner
 from daemon.settings.loading import Loaded, load
@@ -182,6 +182,27 @@ def test_bad_and_missing_files_do_not_stop_the_others(bench: Bench) -> None:
     assert [result.error for result in results] == ["unreadable-video", "no-such-file", None]
     assert [result.video for result in results] == [bad, none, good]
     assert bench.names() == ["good"]
+
+
+def test_what_is_no_file_is_refused_before_it_is_opened(bench: Bench, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "empty").mkdir()
+    results = bench.runner().run([tmp_path / "fifo", Path("/dev/zero"), tmp_path / "empty"])
+    assert [result.error for result in results] == ["unsupported", "unsupported", "no-images"]
+    assert "a pipe (FIFO)" in results[0].message
+
+
+def test_lost_and_damaged_frames_are_told_in_a_line_each() -> None:
+    failed = [{"frame": 7, "stage": "decode", "reason": "the file is damaged here"}] * 3
+    damaged = [
+        {"first": 8, "last": 11, "reason": "built on it"},
+        {"first": 20, "last": 20, "reason": "built on it"},
+    ]
+    assert losses({"failed_frames": failed, "damaged_frames": damaged}) == [
+        "frame 7 failed in decode: the file is damaged here; 2 more in summary.json",
+        "5 frames were used though the file is damaged there, from frame 8 on",
+    ]
+    assert losses({"failed_frames": [], "damaged_frames": []}) == []
 
 
 def test_a_name_that_is_not_utf8(bench: Bench) -> None:
