@@ -97,7 +97,8 @@ def quiet(detail: str, fraction: float | None = None) -> None:
 @pytest.mark.parametrize("kernel", [LINUX, WSL])
 def test_torch_reads_the_settings_that_come_after_its_import(kernel: str) -> None:
     """And knows them: an unknown one would be an error."""
-    package("torch")
+    if not hasattr(package("torch")._C, "_accelerator_getAllocatorSettings"):
+        pytest.skip("this torch does not tell its allocator's settings without a GPU (2.9 and later do)")
     code = (
         "import os, torch\n"
         "from stages.backends.humans4d import devices\n"

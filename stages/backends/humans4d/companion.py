@@ -29,8 +29,8 @@ _ROOT = 44
 """Index of the person's own origin among the 45 projected points."""
 _AHEAD = 48
 """Most frames ahead that a location is extrapolated."""
-_PAIRS = 4
-"""Pairs of texture maps that are encoded in one pass."""
+_PAIRS_ON_CPU, _PAIRS_ON_DEVICE = 1, 16
+"""Pairs of texture maps that are encoded in one pass: more fill a device, and leave no room in a CPU's caches."""
 _DEPTH_RIDGE, _X_RIDGE, _Y_RIDGE = 5.0, 1.2, 2.0
 _NEEDED = ("pose_shape_encoder.", "transformer1.", "smpl_head.0.decpose", "loca_head.")
 
@@ -114,11 +114,12 @@ class Companion:
 
     def texture_codes(self, tracks: Sequence[Any], found: Sequence[Any]) -> list[tuple[F32, F32]]:
         """Of each pair of texture maps (4, 256, 256), a track's and a person's: the codes (4096,) of both, which look
-        only where both are seen (the first two of PHALP's ``get_uv_distance``). Many pairs share a pass."""
+        only where both are seen (the first two of PHALP's ``get_uv_distance``)."""
         torch = self._torch
+        pairs = _PAIRS_ON_CPU if self._device.type == "cpu" else _PAIRS_ON_DEVICE
         codes: list[tuple[F32, F32]] = []
         while len(codes) < len(tracks):
-            part = slice(len(codes), len(codes) + _PAIRS)
+            part = slice(len(codes), len(codes) + pairs)
             own, other = (
                 torch.stack([torch.as_tensor(uv).to(self._device).float() for uv in side[part]])
                 for side in (tracks, found)
