@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stages.backends.blazepose.follower import COASTS, TRIED_FOR, UNCONFIRMED, Knowledge, LandmarkFollower
+from stages.backends.blazepose.follower import COASTS, SURE_TRIED_FOR, UNCONFIRMED, Knowledge, LandmarkFollower
 from stages.backends.blazepose.landmarks import Sighting
 from stages.backends.blazepose.options import Options
 from stages.backends.blazepose.roi import Roi
@@ -152,7 +152,7 @@ def test_whom_the_detector_never_sees_again_is_let_go() -> None:
 def test_what_only_the_detector_takes_for_somebody_is_not_looked_at_again_soon() -> None:
     played = Played()
     played.stage.phantom = True
-    for _ in range(TRIED_FOR):
+    for _ in range(SURE_TRIED_FOR):
         assert len(played.next({}, None)) == 0
     assert played.stage.looks == 1
     for _ in range(2):

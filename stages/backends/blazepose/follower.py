@@ -11,7 +11,7 @@ tracker's task.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -32,8 +32,9 @@ EXPLAINED = 0.3
 """Overlap of a detection's box and a followed person's from which the one is of the other."""
 TRIED = 0.6
 """Overlap with a box in which the landmark network saw nobody, from which it is not asked again soon."""
-TRIED_FOR = 20
-"""Frames for which it is not asked."""
+TRIED_FOR, SURE_TRIED_FOR = 20, 5
+"""Frames for which it is not asked; fewer where the detector's score is at least `SURE`."""
+SURE = 0.6
 BEGINS = 0.45
 """Score of a detection from which somebody is followed: to look at whom nobody will believe in costs as much as at
 anybody else. In a picture that stands alone everybody counts."""
@@ -97,7 +98,7 @@ class Knowledge:
     next_tracklet: int = 1
     seek: int = 0
     tried: list[tuple[int, list[float]]] = field(default_factory=list)
-    """Frame and box of what looked like a person to the detector alone."""
+    """Boxes of what looked like a person to the detector alone, and until which frame they are left alone."""
 
     def pack(self) -> bytes:
         people = [
@@ -160,7 +161,7 @@ class LandmarkFollower:
             happened = change(known.picture, picture, image.shape[1])
         if happened.cut:
             known = replace(known, people=[], tried=[], seek=SEEK)
-        known.tried = [(when, box) for when, box in known.tried if frame.index - when < TRIED_FOR]
+        known.tried = [(until, box) for until, box in known.tried if frame.index < until]
         expected = {person.tracklet: person.expected(happened.shift) for person in known.people}
         seen = self._distinct([s for p in known.people if (s := self._again(image, p, expected[p.tracklet]))])
         lost = [p for p in known.people if all(s.person is not p for s in seen)]
@@ -252,10 +253,25 @@ class LandmarkFollower:
                 person.score *= 0.98 if searched else 1.0
         for person in lost:
             person.unseen += 1
-        left = [index for index in range(len(found)) if index not in taken.values()]
+        tried = np.array([box for _, box in known.tried], np.float32).reshape(-1, 4)
+        left = [
+            index
+            for index, box in enumerate(found.boxes)
+            if index not in taken.values() and not (len(tried) and overlaps(box, tried).max() > TRIED)
+        ]
+        network = self._alone if alone else self._following
+        looked: dict[int, Sighting] = {}
+
+        def sighting(index: int) -> Sighting:
+            if index not in looked:
+                looked[index] = network.sighting(frame.image, found.boxes[index])
+            return looked[index]
+
         still_lost = []
         for person in lost:
-            again, index = self._found_again(frame.image, person, expected[person.tracklet], found, left, seen)
+            roi = expected[person.tracklet]
+            near = [index for index in left if _near(found.boxes[index], roi)]
+            again, index = self._found_again(frame.image, person, near, sighting, seen)
             if again is None:
                 still_lost.append(person)
                 continue
@@ -265,9 +281,14 @@ class LandmarkFollower:
         for one in seen:
             self._go_on(one, expected.get(one.person.tracklet))
         for index in left:
-            if len(seen) < self._options.max_people and (
-                new := self._new(frame, found, index, seen, known, alone=alone)
-            ):
+            score = float(found.scores[index])
+            if len(seen) >= self._options.max_people or (score < BEGINS and not alone):
+                continue
+            new = self._new(frame.image, sighting(index), score, seen, known)
+            if new is None:
+                lasts = SURE_TRIED_FOR if score >= SURE else TRIED_FOR
+                known.tried.append((frame.index + lasts, [float(value) for value in found.boxes[index]]))
+            else:
                 seen.append(new)
         return seen, still_lost
 
@@ -284,47 +305,44 @@ class LandmarkFollower:
         person.misses = 0
 
     def _found_again(
-        self, image: U8, person: Person, roi: Roi, found: Detections, left: Sequence[int], seen: Sequence[Seen]
+        self,
+        image: U8,
+        person: Person,
+        near: Sequence[int],
+        sighting: Callable[[int], Sighting],
+        seen: Sequence[Seen],
     ) -> tuple[Seen | None, int]:
-        """Of the detections that nobody explains, one near where a lost person must be, if it is he."""
-        for index in left:
-            x0, y0, x1, y1 = (float(value) for value in found.boxes[index])
-            near = np.hypot((x0 + x1) / 2 - roi.x, (y0 + y1) / 2 - roi.y) < 0.5 * roi.side
-            if not near or not 1 / 2 < Roi.of_box(found.boxes[index]).side / roi.side < 2:
+        """Of the detections near where a lost person must be, the first that is he."""
+        for index in near:
+            there = sighting(index)
+            if there.presence < self._options.min_presence or self._is_there(there, seen):
                 continue
-            sighting = self._following.sighting(image, found.boxes[index])
-            if sighting.presence < self._options.min_presence or self._is_there(sighting, seen):
-                continue
-            one = self._seen(image, person, sighting)
+            one = self._seen(image, person, there)
             if likeness(one.appearance, person.appearance) >= ALIKE:
                 return one, index
         return None, -1
 
     def _new(
-        self, frame: Frame, found: Detections, index: int, seen: Sequence[Seen], known: Knowledge, *, alone: bool
+        self, image: U8, sighting: Sighting, score: float, seen: Sequence[Seen], known: Knowledge
     ) -> Seen | None:
-        """Somebody whom nobody explains. ``alone``: nothing is known of what was before this frame."""
-        box, score = found.boxes[index], float(found.scores[index])
-        if score < BEGINS and not alone:
-            return None
-        tried = np.array([where for _, where in known.tried], np.float32).reshape(-1, 4)
-        if len(tried) and overlaps(box, tried).max() > TRIED:
-            return None
-        sighting = (self._alone if alone else self._following).sighting(frame.image, box)
+        """Somebody whom nobody explains; None if there is nobody, or somebody who has been seen already."""
         if sighting.presence < self._options.min_presence or self._is_there(sighting, seen):
-            known.tried.append((frame.index, [float(value) for value in box]))
             return None
-        person = Person(
-            known.next_tracklet, sighting.next_roi, np.zeros(2, np.float32), np.zeros(SIZE, np.float32), score
-        )
-        if score < BEGINS:
-            person.unseen = (
-                UNCONFIRMED  # he is in this picture, and in no other unless the detector sees him again
-            )
+        # Below, he is in this picture, and in no other unless the detector sees him again.
+        unseen = 0 if score >= BEGINS else UNCONFIRMED
+        still = np.zeros(2, np.float32)
+        person = Person(known.next_tracklet, sighting.next_roi, still, np.zeros(SIZE, np.float32), score, unseen)
         known.next_tracklet += 1
-        one = self._seen(frame.image, person, sighting)
+        one = self._seen(image, person, sighting)
         person.appearance = one.appearance
         return one
+
+
+def _near(box: F32, roi: Roi) -> bool:
+    """Whether a detection may be of somebody who is expected in a square."""
+    there = Roi.of_box(box)
+    away = np.hypot(there.x - roi.x, there.y - roi.y)
+    return bool(away < 0.5 * roi.side and 1 / 2 < there.side / roi.side < 2)
 
 
 def _inside(roi: Roi, image: U8) -> bool:
