@@ -161,7 +161,8 @@ def test_angles_as_records(results: Path, tmp_path: Path) -> None:
     assert {"left_knee_flexion", "right_shoulder_elevation", "pelvis_tilt"} <= frame["angles"].keys()
 
 
-def test_trc_and_mot_by_opensim(results: Path, tmp_path: Path) -> None:
+def test_trc_and_mot_by_opensim(results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # it leaves a log where it is imported
     opensim = pytest.importorskip("opensim", reason="OpenSim (pip install opensim, 280 MB) is not installed")
     (trc,) = export("trc", "clip.mp4", results, tmp_path, motion=RAW)
     (mot,) = export("mot", "clip.mp4", results, tmp_path, motion=RAW)
