@@ -26,6 +26,10 @@ both in the mesh stage."""
 CUT = 0.6
 """Trust in a box that is cut off by a look's edge."""
 
+MOST_ALONG = 8
+"""Squares side by side along the longer side of a very long or tall picture, not counting those between them: more
+would take minutes."""
+
 
 class PersonDetector:
     """`stages.protocols.Detector` on ONNX Runtime. Each frame's answer is a function of that frame alone."""
@@ -72,7 +76,8 @@ class PersonDetector:
         height, width = image.shape[:2]
         looks = [Look(0, 0, width, height, SIDE)]
         if self._options.tiles == "all" or (self._options.tiles == "auto" and closer):
-            looks += overlapping(width, height, round(min(width, height) * 2 / 3), SIDE)
+            length = max(min(width, height) * 2 / 3, max(width, height) / MOST_ALONG)
+            looks += overlapping(width, height, round(length), SIDE)
         found = [self._look(image, look) for look in looks]
         boxes, scores = (np.concatenate(parts) for parts in zip(*found, strict=True))
         kept = distinct_boxes(boxes, scores, self._options.max_overlap)[: self._options.max_people]
