@@ -28,8 +28,8 @@ HIPS, KNEES, ANKLES = (23, 24), (25, 26), (27, 28)
 
 SEEN = 0.1
 """Visibility from which a landmark moves a limb; below, the limb hangs at rest."""
-RELAXED_ARM = np.deg2rad(70)
-"""How far the resting arm hangs below the template's horizontal one."""
+HANGING = tuple(Rotation.from_rotvec([0.0, 0.0, np.deg2rad(turn)]).as_matrix() for turn in (-70, 70))
+"""How the resting arms, left and right, hang below the template's horizontal ones."""
 LENS = 1.0
 """Focal length over the longer side of the picture: that of an everyday camera (a telephone's is 0.7 to 1). The true
 one is not known; what matters is that near things are seen larger, and from 0.7 to 1.3 that errs little."""
@@ -145,10 +145,8 @@ class _Poser:
         for side, name in ((LEFT, "left"), (RIGHT, "right")):
             self._point(f"{name}_hip", "pelvis", f"{name}_knee", KNEES[side])
             self._point(f"{name}_knee", f"{name}_hip", f"{name}_ankle", ANKLES[side])
-            hang = RELAXED_ARM if side == RIGHT else -RELAXED_ARM
             self._follow(f"{name}_collar", "spine3", np.eye(3))
-            down = Rotation.from_rotvec([0.0, 0.0, hang]).as_matrix()
-            self._point(f"{name}_shoulder", f"{name}_collar", f"{name}_elbow", ELBOWS[side], down)
+            self._point(f"{name}_shoulder", f"{name}_collar", f"{name}_elbow", ELBOWS[side], HANGING[side])
             self._point(f"{name}_elbow", f"{name}_shoulder", f"{name}_wrist", WRISTS[side])
         return self._pose
 
