@@ -44,8 +44,8 @@ class Options:
     max_similarity: float = 0.6
     """Two people whose landmarks are more similar than this (object keypoint similarity) are one person."""
     smoothing: bool = True
-    """Mend limbs that jump for a frame, slow down those that are hidden, and fill in people who were hidden for a
-    moment."""
+    """Fit each body to all sightings within 0.4 s of its frame, and fill in people who were hidden for as long; without
+    it, each frame stands for itself."""
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> Options:
