@@ -31,7 +31,7 @@ FLOORS = (
 )
 """From the ground up: a room may import rooms of lower floors only. ``daemon.telemetry.logs`` is how everybody speaks,
 and knows nobody; the rest of its room listens to the jobs."""
-MOST_LINES = 437
+MOST_LINES = 440
 
 
 def modules() -> Iterator[tuple[str, ast.Module]]:

@@ -20,6 +20,7 @@ from typing import Any
 from stages.owner.active import Active
 from stages.owner.blame import Blame
 from stages.owner.jobs import Job, JobDone, JobEvent, JobFailed, JobOpened, StageEvent
+from stages.owner.orders import Orders
 from stages.owner.processes import build_specs, check_faults, process_names, slot_bytes, stage_of
 from stages.owner.telling import in_words, with_way_out
 from stages.process.start import CHANGED, looks
@@ -91,6 +92,7 @@ class Pipeline:
         self._died: set[str] = set()
         self._epoch = 1
         self._blamed = Blame(self._active)
+        self._orders = Orders(self._send, settings.stream)
         self._last_commit = self._last_work = time.monotonic()
         self._worked = dict.fromkeys(STAGES, (0, 0.0))
         self._closed = False
@@ -180,37 +182,7 @@ class Pipeline:
             active = Active(next(self._numbers), self._queue.popleft(), versions=self._versions)
             self._active[active.number] = active
             self._last_commit = time.monotonic()
-            self._open(active)
-
-    def _open(self, active: Active) -> None:
-        self._tell_suspects(active, "decode")
-        self._send(
-            "decode",
-            "open",
-            {
-                "job": active.number,
-                "source": active.job.source,
-                "urgent": active.job.urgent,
-                "stream": self._settings.stream if active.job.stream is None else active.job.stream,
-            },
-        )
-
-    def _track(self, active: Active) -> None:
-        if active.info is not None and "track" in self._ready:
-            self._tell_suspects(active, "track")
-            wanted = {"folder": active.job.folder, "info": active.info, "segment": active.job.segment}
-            self._send("track", "job", {"job": active.number, **wanted})
-
-    def _go(self, active: Active) -> None:
-        if active.opened and active.tracked:
-            begin = {"start": active.next_frame, "stop": active.stop, "state": active.state}
-            self._send("decode", "go", {"job": active.number, **begin})
-
-    def _tell_suspects(self, active: Active, stage: str) -> None:
-        if frames := active.isolated.get(stage):
-            self._send(stage, "isolate", {"job": active.number, "frames": frames})
-        for frame, reason in active.skipped.get(stage, {}).items():
-            self._send(stage, "skip", {"job": active.number, "frame": frame, "reason": reason})
+            self._orders.open(active)
 
     def _drop(self, active: Active) -> None:
         self._active.pop(active.number, None)
@@ -282,11 +254,11 @@ class Pipeline:
             self._supervisor.send(name, "keep", {"jobs": sorted(self._active)})
         for active in self._active.values():
             if stage == "decode":
-                self._open(active)
+                self._orders.open(active)
             elif stage == "track":
-                self._track(active)
+                self._orders.track(active)
             else:
-                self._tell_suspects(active, stage)
+                self._orders.suspects(active, stage)
         if name in self._died:
             self._died.discard(name)
             self._raise_epoch()
@@ -315,7 +287,7 @@ class Pipeline:
                 {"job": active.job.id, "frame": frame},
             )  # fmt: skip
         for active in follows.suspects:
-            self._tell_suspects(active, stage)
+            self._orders.suspects(active, stage)
         for active in follows.hopeless:
             self._fail(active, f"{stage}-crashed", f"the {stage} stage keeps dying on it: {report.reason}")
 
@@ -386,15 +358,15 @@ class Pipeline:
             size = int(info["width"]), int(info["height"])
             self._on_event(JobOpened(active.job.id, *size, float(info["fps"]), info["frames"], info))
         if active.tracked:
-            self._go(active)
+            self._orders.go(active)
         else:
-            self._track(active)
+            self._orders.track(active)
 
     def _on_resumed(self, active: Active, payload: dict[str, Any]) -> None:
         again = active.next_frame > 0 or bool(active.restarts)
         active.tracked = True
         self._tell_committed(active, payload)
-        self._go(active)
+        self._orders.go(active)
         if again:
             self._raise_epoch()
 
@@ -413,7 +385,7 @@ class Pipeline:
 
     def _tell_committed(self, active: Active, payload: dict[str, Any]) -> None:
         active.next_frame, active.state = int(payload["next"]), payload["state"]
-        self._send("decode", "commit", {"job": active.number, "next": active.next_frame, "state": active.state})
+        self._orders.committed(active)
 
     def _on_finished(self, active: Active, payload: dict[str, Any]) -> None:
         active.next_frame = frames = int(payload["frames"])
