@@ -15,7 +15,7 @@ from daemon.api.counting import Counting, Readers
 from daemon.api.operations import Operations, Port
 from daemon.api.server import Server
 from daemon.api.uploads import Uploads
-from daemon.jobs.finishing import Exporter
+from daemon.jobs.finishing import Ahead, Exporter
 from daemon.jobs.images import Images
 from daemon.jobs.mailbox import Mailbox
 from daemon.jobs.results_folder import ResultsFolder
@@ -98,7 +98,10 @@ class Parts:
     drop: Folder | None
 
 
-def assemble(loop: Loop, loaded: Loaded, exporter: Exporter, stack: ExitStack, factory: PipelineFactory) -> Parts:
+def assemble(
+    loop: Loop, loaded: Loaded, exporter: Exporter, stack: ExitStack, factory: PipelineFactory,
+    beside: Ahead | None = None,
+) -> Parts:  # fmt: skip
     """Make the parts, each after those it needs; ``stack`` takes how each is closed. Nothing is started.
 
     Raises:
@@ -120,7 +123,7 @@ def assemble(loop: Loop, loaded: Loaded, exporter: Exporter, stack: ExitStack, f
     uploads = Uploads(state / "uploads", settings.api.max_upload_mb << 20, clock=clock)
     home = ResultsFolder(results, state)
     ahead = settings.cluster.jobs if settings.cluster.address else AHEAD
-    scheduler = Scheduler(store, loaded, loop.publish, exporter, mailbox.ring, home, ahead)
+    scheduler = Scheduler(store, loaded, loop.publish, exporter, mailbox.ring, home, ahead, beside)
 
     metrics = Metrics(settings.stages, {"state": state, "results": results})
     store.listen(metrics.on_job)

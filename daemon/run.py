@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from daemon.jobs import places, summary
+from daemon.jobs.finishing import Ahead, Exporter
 from daemon.settings.loading import Loaded
 from daemon.telemetry import logs
 from stages.owner.jobs import Job, JobDone, JobEvent, JobFailed, JobOpened, JobOutcome, JobProgress, StageEvent
@@ -37,14 +38,6 @@ class Factory(Protocol):
     def __call__(
         self, settings: PipelineSettings, on_event: Callable[[JobEvent], None], runtime: Path | None
     ) -> PipelineLike: ...
-
-
-class Exporter(Protocol):
-    """Makes one export of finished results; ``progress`` may raise to stop it."""
-
-    def __call__(
-        self, name: str, source: Path, folder: Path, progress: Callable[[int], None]
-    ) -> Sequence[Path]: ...
 
 
 class View(Protocol):
@@ -121,6 +114,7 @@ class Runner:
         view: is told what happens.
         factory: makes the pipeline.
         exporter: makes exports; None for a run without any.
+        beside: begins overlays while their results grow; without it they are made like all exports.
     """
 
     def __init__(
@@ -131,12 +125,14 @@ class Runner:
         *,
         factory: Factory = default_pipeline,
         exporter: Exporter | None = None,
+        beside: Ahead | None = None,
     ) -> None:
         self._loaded = loaded
         self._options = options
         self._view = view
         self._factory = factory
         self._exporter = exporter
+        self._beside = beside if "overlay" in options.exports else None
         self._log = logs.get("run")
         self._stop = 0
         self._taken: set[str] = set()
@@ -147,6 +143,7 @@ class Runner:
         self._exports: list[Future[None]] = []
         self._export_pool = ThreadPoolExecutor(1, "export")
         self._open = 0
+        self._totals: dict[str, int | None] = {}
 
     @property
     def results(self) -> list[VideoResult]:
@@ -219,9 +216,7 @@ class Runner:
         for note in place.notes:
             self._view.note(note)
         if place.done:
-            self._view.note(f"{video.name}: results are there already, in {place.results}")
-            found = summary.read_summary(place.results)
-            self._close(VideoResult(video, place.name, place.results, summary=found, earlier=True))
+            self._take_earlier(place, video)
             return
         if place.resumed:
             self._view.note(f"{video.name}: continuing the interrupted run in {place.work}")
@@ -238,6 +233,8 @@ class Runner:
             return
         elif isinstance(event, JobOpened):
             self._view.opened(event.job, event)
+            self._totals[event.job] = event.frames
+            self._begin_overlay(event.job)
             for note in event.info.get("notes", ()):
                 self._view.note(f"{event.job}: {note}")
         elif isinstance(event, JobProgress):
@@ -259,19 +256,22 @@ class Runner:
         )
         result = VideoResult(video, name, place.results, outcome=outcome, summary=content)
         try:
-            place.finish(content, self._options.keep_work)
+            place.finish(content, self._options.keep_work, hold=bool(self._options.exports))
         except OSError as error:
             place.release()
             result.folder, result.error, result.resumable = None, "cannot-write-results", True
             result.message = f"{error}; the work is kept in {place.work}"
         self._log.info("done", job=name, frames=outcome.frames, error=result.error)
         self._close(result)
-        if result.error is None and self._options.exports and self._exporter is not None:
-            self._exports.append(self._export_pool.submit(self._export, result, self._exporter))
+        if result.error is not None:
+            self._drop_overlay(place)
+        elif self._options.exports:
+            self._later(result, place, self._options.exports)
 
     def _fail(self, event: JobFailed) -> None:
         place, video = self._places.pop(event.job), self._sources[event.job]
         result = VideoResult(video, event.job, error=event.error, message=event.message, outcome=event.outcome)
+        self._drop_overlay(place)
         if event.outcome.frames > 0 or place.resumed:
             place.release()
             result.resumable = True
@@ -329,9 +329,55 @@ class Runner:
         self._taken.add(place.name)
         return place
 
-    def _export(self, result: VideoResult, exporter: Exporter) -> None:
-        assert result.folder is not None
-        for export in self._options.exports:
+    # -- exports ---------------------------------------------------------------------------------------
+
+    def drawn(self, results: Path, done: int) -> None:
+        """So many frames of an overlay are drawn; from any thread."""
+        total = self._totals.get(results.name)
+        self._view.exporting(results.name, "overlay", done, max(done + 1, total or 0))
+
+    def _begin_overlay(self, name: str) -> None:
+        if self._beside is not None:
+            place, video = self._places[name], self._sources[name]
+            self._beside.begin(place.results, video.absolute(), place.job / summary.FRAMES, place.overlay)
+
+    def _drop_overlay(self, place: places.Place) -> None:
+        if self._beside is not None:
+            self._beside.drop(place.results)
+
+    def _take_earlier(self, place: places.Place, video: Path) -> None:
+        """Results that are there already; those exports that an interrupted run owes them are made."""
+        try:
+            found = summary.read_summary(place.results)
+            owed = [name for name in self._options.exports if name not in found["exports"]]
+            held = places.reopen(place.results) if owed or place.work.is_dir() else None
+        except (summary.SummaryError, KeyError, TypeError, OSError) as error:
+            message = f"{place.results}: its summary is damaged ({error}): --fresh makes new results"
+            self._close(VideoResult(video, place.name, error="damaged-results", message=message))
+            return
+        self._view.note(f"{video.name}: results are there already, in {place.results}")
+        result = VideoResult(video, place.name, place.results, summary=found, earlier=True)
+        result.outcome.frames = int(found.get("frames", 0))
+        self._close(result)
+        if held is not None:
+            self._later(result, held, owed)
+
+    def _later(self, result: VideoResult, place: places.Place, exports: Sequence[str]) -> None:
+        self._exports.append(self._export_pool.submit(self._export, result, place, exports))
+
+    def _export(self, result: VideoResult, place: places.Place, exports: Sequence[str]) -> None:
+        """In a thread of its own: make exports, then clear the work folder away."""
+        try:
+            self._make(result, exports)
+            place.leave(self._options.keep_work)
+        except Interrupted:
+            pass  # what was drawn stays, for --resume
+        finally:
+            place.release()
+
+    def _make(self, result: VideoResult, exports: Sequence[str]) -> None:
+        assert result.folder is not None and self._exporter is not None
+        for export in exports:
 
             def progress(done: int, export: str = export) -> None:
                 self._check_stop()
@@ -340,14 +386,14 @@ class Runner:
             began = time.monotonic()
             try:
                 self._check_stop()
-                made = exporter(export, result.video, result.folder, progress)
+                made = self._exporter(export, result.video, result.folder, progress)
                 result.summary["exports"][export] = {
                     "files": [path.name for path in made],
                     "seconds": round(time.monotonic() - began, 3),
                 }
                 summary.write_summary(result.folder, result.summary)
             except Interrupted:
-                return
+                raise
             except Exception as error:  # noqa: BLE001  (an export must not take the results with it)
                 result.export_errors[export] = str(error) or type(error).__name__
                 self._log.error("export failed", job=result.name, export=export, error=repr(error))

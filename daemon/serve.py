@@ -18,7 +18,7 @@ from daemon.api.messages import MAX_BODY, VERSION
 from daemon.api.uploads import CHUNK
 from daemon.assembly import PipelineFactory, assemble
 from daemon.jobs import summary
-from daemon.jobs.finishing import Exporter
+from daemon.jobs.finishing import Ahead, Exporter
 from daemon.jobs.images import ImageFailed
 from daemon.jobs.reloading import Reloading
 from daemon.jobs.store import StoredJob
@@ -60,6 +60,7 @@ class Service:
         exports: the names it knows.
         notifier: tells systemd.
         factory: makes the pipeline.
+        beside: begins overlays while their results grow.
 
     Raises:
         ConfigError: a folder or an address cannot be used, or another daemon has them.
@@ -74,6 +75,7 @@ class Service:
         notifier: Watcher,
         *,
         factory: PipelineFactory = Pipeline,
+        beside: Ahead | None = None,
     ) -> None:
         self.loaded = loaded
         self.started = time.time()
@@ -89,7 +91,7 @@ class Service:
         self._due: dict[str, float] = {}
         self._cleanup = contextlib.ExitStack()
         with contextlib.ExitStack() as stack:
-            self._parts = assemble(self, loaded, exporter, stack, factory)
+            self._parts = assemble(self, loaded, exporter, stack, factory, beside)
             self._cleanup = stack.pop_all()
 
     @property

@@ -6,7 +6,7 @@ import difflib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,6 +14,11 @@ from daemon.cli.options import configured, motion_options
 from daemon.jobs.summary import FRAMES
 from daemon.motion.options import MotionOptions
 from daemon.settings.loading import Loaded
+
+if TYPE_CHECKING:
+    from daemon.exports.beside import Beside
+    from daemon.exports.style import Style
+    from daemon.jobs.finishing import Exporter
 
 
 def check_names(names: Sequence[str], backend: str) -> None:
@@ -37,12 +42,41 @@ def check_names(names: Sequence[str], backend: str) -> None:
 
 def make(
     name: str, source: Path, folder: Path, progress: Callable[[int], None], options: Mapping[str, Any],
-    motion: MotionOptions, frame: int | None = None,
+    motion: MotionOptions, frame: int | None = None, style: Style | None = None,
 ) -> Sequence[Path]:  # fmt: skip
     """One export of the results in ``folder``; see `daemon.exports.export`."""
     from daemon.exports import export as export_results
 
-    return export_results(name, source, folder / FRAMES, folder, progress, options, motion, frame)
+    return export_results(name, source, folder / FRAMES, folder, progress, options, motion, frame, style)
+
+
+def drawing(loaded: Loaded, tell: Callable[[Path, int], None] = lambda results, done: None) -> Beside:
+    """What draws overlays beside the pipeline, with these settings; see `daemon.exports.beside.Beside`."""
+    from daemon.exports.beside import Beside
+
+    settings = loaded.settings
+    runtime = Path(settings.daemon.runtime) if settings.daemon.runtime else None
+    return Beside(style(loaded), settings.stages.options, settings.stages.backend, runtime, tell)
+
+
+def style(loaded: Loaded) -> Style:
+    """How overlays are to be."""
+    from daemon.exports.style import Style
+
+    return Style(loaded.settings.results.overlay_side, loaded.settings.results.overlay_sound)
+
+
+def exporter(loaded: Loaded, beside: Beside) -> Exporter:
+    """Makes exports of what has just been done: an overlay is drawn beside the pipeline, the others here."""
+    from daemon.jobs.places import OVERLAY, work_of
+
+    def export_one(name: str, source: Path, folder: Path, progress: Callable[[int], None]) -> Sequence[Path]:
+        if name == "overlay":
+            return [beside.export(folder, source.absolute(), folder / FRAMES, work_of(folder) / OVERLAY, progress)]
+        settings = loaded.settings
+        return make(name, source, folder, progress, settings.stages.options, settings.motion)
+
+    return export_one
 
 
 class _Listing(click.Command):
@@ -103,7 +137,9 @@ def export(names: str, folder: Path, video: Path | None, frame: int | None, load
 
             try:
                 settings = loaded.settings
-                made = make(name, source, folder, told, settings.stages.options, settings.motion, frame)
+                made = make(
+                    name, source, folder, told, settings.stages.options, settings.motion, frame, style(loaded)
+                )
             except Exception as error:
                 raise click.ClickException(f"{name}: {error or type(error).__name__}") from error
             summary.setdefault("exports", {})[name] = {"files": [path.name for path in made]}

@@ -13,7 +13,8 @@ import click
 
 from daemon.cli.export import split_names
 from daemon.cli.options import as_json, configured, motion_options
-from daemon.run import Exporter, Factory, Interrupted, Options, Runner, VideoResult, default_pipeline
+from daemon.jobs.finishing import Exporter
+from daemon.run import Factory, Interrupted, Options, Runner, VideoResult, default_pipeline
 from daemon.settings.loading import Loaded
 
 
@@ -93,7 +94,8 @@ def execute(
     """Run, show it, and return the exit code."""
     from rich.console import Console
 
-    from daemon.cli.export import check_names, make
+    from daemon.cli.export import check_names, drawing
+    from daemon.cli.export import exporter as make_exporter
     from daemon.cli.progress import PlainView, RichView
     from daemon.run import stopping_on_signals
     from daemon.telemetry import logs
@@ -102,9 +104,6 @@ def execute(
     from supervisor.runtime import RuntimePathError
 
     settings = loaded.settings
-
-    def export(name: str, source: Path, folder: Path, progress: Any) -> Sequence[Path]:
-        return make(name, source, folder, progress, settings.stages.options, settings.motion)
 
     console = Console(stderr=True, highlight=False, markup=False, emoji=False)
     with contextlib.ExitStack() as stack:
@@ -119,7 +118,11 @@ def execute(
                 logs.silence()
             live = console.is_terminal and not json_output
             view = stack.enter_context(RichView(console, verbose=verbose)) if live else PlainView(verbose=verbose)
-            runner = Runner(loaded, options, view, factory=factory, exporter=exporter or export)
+            beside = stack.enter_context(contextlib.closing(drawing(loaded, lambda *told: runner.drawn(*told))))
+            made = exporter or make_exporter(loaded, beside)
+            runner = Runner(
+                loaded, options, view, factory=factory, exporter=made, beside=None if exporter else beside
+            )
             code = 0
             with stopping_on_signals(runner, view, kill_children):
                 try:

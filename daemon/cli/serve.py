@@ -5,10 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -88,7 +86,7 @@ def _factory(settings: Settings) -> PipelineFactory:
 
 def execute(loaded: Loaded) -> int:
     """Serve until a signal; returns the exit code."""
-    from daemon.cli.export import check_names, make
+    from daemon.cli.export import check_names, drawing, exporter
     from daemon.exports import EXPORTS
     from daemon.jobs.store import StoreError
     from daemon.serve import Service
@@ -100,14 +98,13 @@ def execute(loaded: Loaded) -> int:
 
     settings = loaded.settings
 
-    def export(name: str, source: Path, folder: Path, progress: Any) -> Sequence[Path]:
-        return make(name, source, folder, progress, settings.stages.options, settings.motion)
-
     try:
         exports = [*EXPORTS, *find_backend(settings.stages.backend).exports]
         check_names(settings.results.exports, settings.stages.backend)
+        beside = drawing(loaded)
+        notifier = Notifier.from_environment(os.environ)
         service = Service(
-            loaded, export, exports, Notifier.from_environment(os.environ), factory=_factory(settings)
+            loaded, exporter(loaded, beside), exports, notifier, factory=_factory(settings), beside=beside
         )
     except (ConfigError, ConfigurationError, StoreError, RingError, RuntimePathError) as error:
         logs.get("daemon").error("cannot start", message=str(error))
@@ -126,5 +123,8 @@ def execute(loaded: Loaded) -> int:
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, handle)
-    service.run()
+    try:
+        service.run()
+    finally:
+        beside.close()
     return 0

@@ -8,12 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from daemon.exports.request import Request
 from daemon.motion.options import MotionOptions
 from stages.protocols import ConfigurationError, find_backend
 from stages.results import read_results
+
+if TYPE_CHECKING:
+    from daemon.exports.style import Style
 
 EXPORTS: Mapping[str, str] = {
     "overlay": "overlay.mp4 (or .png): the meshes drawn on the input; any video player",
@@ -37,7 +40,6 @@ OF_THE_VIDEO = ("overlay", "bundle")
 """Exports that need the input itself; the others are made of the results alone."""
 
 _WRITERS: Mapping[str, str] = {
-    "overlay": "overlay:export_overlay",
     "glb": "glb:export_glb",
     "subject": "subject:export_subject",
     "bvh": "bvh:export_bvh",
@@ -63,6 +65,7 @@ def export(
     options: Mapping[str, Any] | None = None,
     motion: MotionOptions | None = None,
     frame: int | None = None,
+    style: Style | None = None,
 ) -> Sequence[Path]:
     """Write one export of ``results`` (a ``frames.msgpack``) of ``source`` into ``folder``.
 
@@ -71,6 +74,7 @@ def export(
         options: of the backend.
         motion: whom exports of one person are about, and what is done to movement.
         frame: a single one, for exports that can show one.
+        style: of an overlay.
 
     Returns:
         The files written.
@@ -81,6 +85,10 @@ def export(
     request = Request(
         Path(source), Path(results), Path(folder), progress, options or {}, motion or MotionOptions(), frame
     )
+    if name == "overlay":
+        from daemon.exports.drawing import write_overlay
+
+        return [write_overlay(request.source, request.results, request.folder, request.progress, options, style)]
     if name in EXPORTS:
         module, function = _WRITERS[name].split(":")
         written: Sequence[Path] = getattr(import_module(f"daemon.exports.{module}"), function)(request)

@@ -4,23 +4,20 @@ them."""
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
-from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import joblib
 import numpy as np
 
-from daemon.exports.overlay import export_overlay, write_video
+from daemon.exports.drawing import LARGEST, write_overlay
+from daemon.exports.film import TICKS, Look, Part, join
 from daemon.exports.request import Request
 from stages.protocols import find_backend
 from stages.records import FrameRecord, Header, Track
 from stages.results import read_results
 from stages.source import open_source
-
-LARGEST = 1 << 28
-"""Pixels: the pipeline has worked on this input already, so its limits hold."""
 
 
 def export_bundle(request: Request) -> list[Path]:
@@ -46,7 +43,7 @@ def export_bundle(request: Request) -> list[Path]:
             shutil.copyfile(request.source, beside / "original.mp4")
         else:
             _original(request.source, beside / "original.mp4", header)
-        export_overlay(replace(request, folder=beside))
+        write_overlay(request.source, request.results, beside, request.progress, request.options)
         tracks = find_backend(header.backend).exports.get("tracks")
         if tracks is not None:
             tracks(request.results, beside)
@@ -62,17 +59,23 @@ def export_bundle(request: Request) -> list[Path]:
 
 
 def _original(source: Path, path: Path, header: Header) -> None:
+    """The pictures of an input that is no MP4, with their times."""
     opened = open_source(source, max_pixels=LARGEST)
-    blank = np.zeros((header.height, header.width, 3), np.uint8)
-
-    def pictures() -> Iterator[tuple[float, Any]]:
-        for decoded in opened.frames():
-            yield decoded.time, blank if decoded.image is None else decoded.image
-
+    film = path.with_suffix(".part.mp4")
     try:
-        write_video(path, pictures(), header)
+        look = Look.of(header.width, header.height, Fraction(*header.rate), opened.info.matrix, 0)
+        part, stamps = Part(film, look), [-1]
+        for decoded in opened.frames():
+            image = (
+                np.zeros((header.height, header.width, 3), np.uint8) if decoded.image is None else decoded.image
+            )
+            part.add(look.fit(image))
+            stamps.append(max(round(decoded.time * TICKS), stamps[-1] + 1))
+        part.close()
+        join([(film, stamps[1:])], look, path, None)
     finally:
         opened.close()
+        film.unlink(missing_ok=True)
 
 
 def _frame(record: FrameRecord) -> dict[str, Any]:

@@ -1,13 +1,16 @@
 """Draws shaded meshes onto images, on the CPU and without OpenGL.
 
-Triangles are sorted from back to front over all people, so that people hide each other as they should, and filled
-by OpenCV on a canvas of twice the resolution around them, which is then reduced: that smooths the edges.
+OpenCV's rasteriser draws each surface with a depth buffer and colours that run smoothly from vertex to vertex, in the
+box around it only. Small pictures are drawn at twice their size and reduced; in large ones a blur of one pixel takes
+the steps off the edges, which costs a quarter of that and is as good to look at where a pixel is that small.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import cv2
@@ -15,12 +18,15 @@ import numpy as np
 import numpy.typing as npt
 
 F32 = npt.NDArray[np.float32]
+I32 = npt.NDArray[np.int32]
 U8 = npt.NDArray[np.uint8]
 
-SUPERSAMPLING = 2
 NEAREST = 0.05
 """Metres in front of the camera before which nothing is drawn."""
-SUBPIXEL_BITS = 4
+BEYOND = 0.1
+"""Metres that the depth buffer reaches further than what is drawn."""
+SMALL = 600
+"""Rows; pictures of fewer are drawn at twice their size."""
 
 KEY_LIGHT = np.array([-0.45, -0.75, -0.55], np.float32)
 """Where the main light comes from, in camera axes: from the left, above and behind the camera."""
@@ -35,11 +41,11 @@ PALETTE = (
 
 @dataclass(frozen=True)
 class Mesh:
-    """One surface: ``vertices`` (V, 3) metres in camera axes, ``faces`` (F, 3), and either one BGR ``colour`` or
-    one for each vertex (V, 3), in [0, 255]."""
+    """One surface: ``vertices`` (V, 3) metres in camera axes, ``faces`` (F, 3) counter-clockwise from outside, and
+    either one BGR ``colour`` or one for each vertex (V, 3), in [0, 255]."""
 
     vertices: F32
-    faces: npt.NDArray[np.int32]
+    faces: I32
     colour: Any
     opacity: float = 1.0
 
@@ -52,49 +58,113 @@ def focal_length(width: int, height: int) -> float:
 def project(points: F32, width: int, height: int, focal: float) -> F32:
     """Camera coordinates (N, 3) in metres to pixels (N, 2); the principal point is the image's centre."""
     depth = np.maximum(points[:, 2:3], NEAREST)
-    centre = np.array([width / 2, height / 2])
-    found: F32 = (points[:, :2] / depth * focal + centre).astype(np.float32)
+    centre = np.array([width / 2, height / 2], np.float32)
+    found: F32 = (points[:, :2] * (np.float32(focal) / depth) + centre).astype(np.float32)
     return found
 
 
 def draw(image: U8, meshes: Sequence[Mesh], focal: float | None = None) -> U8:
-    """A copy of ``image`` (H, W, 3) BGR with the meshes drawn on it.
+    """A copy of ``image`` (H, W, 3) BGR with the meshes drawn on it; see `draw_onto`."""
+    out: U8 = image.copy()
+    draw_onto(out, meshes, focal)
+    return out
+
+
+def draw_onto(image: U8, meshes: Sequence[Mesh], focal: float | None = None) -> None:
+    """Draw meshes onto ``image`` (H, W, 3) BGR; equal inputs give equal bytes.
 
     Args:
         focal: in pixels; by default HMR2's for an image of this size.
     """
     height, width = image.shape[:2]
     focal = focal or focal_length(width, height)
-    prepared = [found for mesh in meshes if (found := _prepare(mesh, width, height, focal)) is not None]
-    if not prepared:
-        return np.copy(image)
-    corners = np.concatenate([triangles.reshape(-1, 2) for triangles, _, _ in prepared])
-    x0, y0 = np.maximum(np.floor(corners.min(axis=0)).astype(int) - 1, 0)
-    x1, y1 = np.minimum(np.ceil(corners.max(axis=0)).astype(int) + 2, (width, height))
-    out: U8 = image.copy()
-    if x1 <= x0 or y1 <= y0:
-        return out
-    canvas = np.zeros(((y1 - y0) * SUPERSAMPLING, (x1 - x0) * SUPERSAMPLING, 4), np.uint8)
-    _fill(canvas, prepared, (x0, y0))
-    # Colours are premultiplied by opacity, and the reduction multiplies both by coverage.
-    small = cv2.resize(canvas, (int(x1 - x0), int(y1 - y0)), interpolation=cv2.INTER_AREA).astype(np.float32)
+    boxed = [(mesh, box) for mesh in meshes if (box := _box(mesh, width, height, focal)) is not None]
+    if not boxed:
+        return
+    # From back to front: where one stands before another, the nearer one is blended over it.
+    boxed.sort(key=lambda one: -float(one[0].vertices[:, 2].mean()))
+    near = max(NEAREST, min(float(mesh.vertices[:, 2].min()) for mesh, _ in boxed) - BEYOND)
+    far = max(float(mesh.vertices[:, 2].max()) for mesh, _ in boxed) + 2 * BEYOND
+    scale = 2 if height < SMALL else 1
+    depths = None if len(boxed) == 1 else np.full((height * scale, width * scale), far, np.float32)
+    for mesh, box in boxed:
+        _draw_one(image, mesh, box, focal, scale, (near, far), depths)
+
+
+def _draw_one(
+    out: U8, mesh: Mesh, box: tuple[int, int, int, int], focal: float, scale: int, span: tuple[float, float],
+    depths: F32 | None,
+) -> None:  # fmt: skip
+    x0, y0, x1, y1 = box
+    size = ((y1 - y0) * scale, (x1 - x0) * scale)
+    colour: Any = np.zeros((*size, 3), np.float32)
+    depth = np.full(size, span[1], np.float32)
+    _rasterise(mesh, box, out.shape[1], out.shape[0], focal, span, colour, depth)
+    drawn = depth < span[1] - BEYOND  # the rasteriser's way through its own units changes the others a little
+    if depths is not None:
+        before = depths[y0 * scale : y1 * scale, x0 * scale : x1 * scale]
+        drawn &= depth < before
+        colour[~drawn] = 0
+        np.copyto(before, depth, where=drawn)
+    cover: Any = drawn.astype(np.float32)
+    if scale > 1:
+        to = (x1 - x0, y1 - y0)
+        colour = cv2.resize(colour, to, interpolation=cv2.INTER_AREA)
+        cover = cv2.resize(cover, to, interpolation=cv2.INTER_AREA)
+    else:
+        colour, cover = cv2.GaussianBlur(colour, (3, 3), 0), cv2.GaussianBlur(cover, (3, 3), 0)
     region = out[y0:y1, x0:x1]
-    out[y0:y1, x0:x1] = (region * (1 - small[:, :, 3:] / 255) + small[:, :, :3]).astype(np.uint8)
-    return out
+    kept = cv2.merge([1 - np.float32(mesh.opacity) * cover] * 3)
+    blended = cv2.multiply(region, kept, dtype=cv2.CV_32F)
+    # The colours are multiplied by their coverage already: nothing but black stands around them.
+    region[:] = cv2.convertScaleAbs(cv2.scaleAdd(colour, 255 * mesh.opacity, blended))
 
 
-def vertex_normals(vertices: F32, faces: npt.NDArray[np.int32]) -> F32:
-    """Unit normals (V, 3) of a surface, weighted by the area of the adjacent faces."""
-    edges = vertices[faces]
-    normals = np.cross(edges[:, 1] - edges[:, 0], edges[:, 2] - edges[:, 0])
-    count = len(vertices)
-    flat = faces.reshape(-1)
-    summed = np.stack(
-        [np.bincount(flat, np.repeat(normals[:, axis], 3), minlength=count) for axis in range(3)], axis=1
-    )
-    lengths = np.linalg.norm(summed, axis=1, keepdims=True)
-    found: F32 = (summed / np.maximum(lengths, 1e-12)).astype(np.float32)
-    return found
+def _rasterise(
+    mesh: Mesh, box: tuple[int, int, int, int], width: int, height: int, focal: float, span: tuple[float, float],
+    colour: F32, depth: F32,
+) -> None:  # fmt: skip
+    """Draw onto ``colour`` (h, w, 3) in [0, 1] and ``depth`` (h, w) in metres what of a mesh lies in ``box``."""
+    x0, y0, x1, y1 = box
+    corners = mesh.vertices[mesh.faces]
+    across = _cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+    # Only faces seen from their outside: the others lie behind those.
+    seen = np.ascontiguousarray(mesh.faces[_dot(across, corners[:, 0]) < 0], np.int32)
+    normals = _unit(_incidence(mesh.faces.tobytes(), len(mesh.vertices)) @ across)
+    # OpenCV's camera looks through the picture's middle, with y up and z backwards: a shear moves the box there.
+    shift = ((x0 + x1 - width) / 2 / focal, (y0 + y1 - height) / 2 / focal)
+    z = mesh.vertices[:, 2]
+    moved = np.empty_like(mesh.vertices, np.float32)
+    moved[:, 0] = mesh.vertices[:, 0] - np.float32(shift[0]) * z
+    moved[:, 1] = np.float32(shift[1]) * z - mesh.vertices[:, 1]
+    moved[:, 2] = -z
+    settings = cv2.TriangleRasterizeSettings()
+    settings.setShadingType(cv2.RASTERIZE_SHADING_SHADED)
+    settings.setCullingMode(cv2.RASTERIZE_CULLING_NONE)
+    angle = 2 * math.atan((y1 - y0) / 2 / focal)
+    lit = _lit(mesh, normals)
+    cv2.triangleRasterize(moved, seen, lit, colour, depth, np.eye(4, dtype=np.float32), angle, *span, settings)
+
+
+def _box(mesh: Mesh, width: int, height: int, focal: float) -> tuple[int, int, int, int] | None:
+    """Where in the image a mesh is: x0 y0 x1 y1 with a border for soft edges; None where nothing of it is seen."""
+    if float(mesh.vertices[:, 2].max()) <= NEAREST or not np.isfinite(mesh.vertices).all():
+        return None
+    pixels = np.clip(project(mesh.vertices, width, height, focal), -1e6, 1e6).T
+    low, high = [float(axis.min()) for axis in pixels], [float(axis.max()) for axis in pixels]
+    x0, y0 = max(math.floor(low[0]) - 2, 0), max(math.floor(low[1]) - 2, 0)
+    x1, y1 = min(math.ceil(high[0]) + 2, width), min(math.ceil(high[1]) + 2, height)
+    return (x0, y0, x1, y1) if x1 > x0 and y1 > y0 else None
+
+
+@lru_cache(maxsize=4)
+def _incidence(faces: bytes, count: int) -> Any:
+    """Which faces each vertex belongs to, as a sparse matrix (V, F)."""
+    from scipy.sparse import csr_matrix
+
+    corners = np.frombuffer(faces, np.int32)
+    ones = np.ones(len(corners), np.float32)
+    return csr_matrix((ones, (corners, np.arange(len(corners)) // 3)), shape=(count, len(corners) // 3))
 
 
 def identity_colour(identity: int) -> tuple[int, int, int]:
@@ -102,56 +172,37 @@ def identity_colour(identity: int) -> tuple[int, int, int]:
     return PALETTE[(identity - 1) % len(PALETTE)]
 
 
-def _prepare(mesh: Mesh, width: int, height: int, focal: float) -> tuple[F32, F32, F32] | None:
-    """Front-facing triangles as pixels (T, 3, 2), BGRA colours (T, 4) and depths (T,); None if none are seen."""
-    pixels = project(mesh.vertices, width, height, focal)
-    corners = pixels[mesh.faces]
-    depth = mesh.vertices[:, 2][mesh.faces]
-    first, second = corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]
-    # Counter-clockwise from outside in space is clockwise on the screen, whose y points down.
-    facing = first[:, 0] * second[:, 1] - first[:, 1] * second[:, 0] < 0
-    inside = (
-        (corners[..., 0].max(axis=1) >= 0)
-        & (corners[..., 0].min(axis=1) < width)
-        & (corners[..., 1].max(axis=1) >= 0)
-        & (corners[..., 1].min(axis=1) < height)
+def _lit(mesh: Mesh, normals: F32) -> F32:
+    """Colours (V, 3) in [0, 1] of the vertices under the lights: key, fill and sky light, a soft highlight, a rim."""
+    view = -_unit(mesh.vertices)
+    key, fill = KEY_LIGHT / np.linalg.norm(KEY_LIGHT), FILL_LIGHT / np.linalg.norm(FILL_LIGHT)
+    diffuse = (
+        0.62 * np.maximum(normals @ key, 0) + 0.2 * np.maximum(normals @ fill, 0) + 0.36 - 0.1 * normals[:, 1]
     )
-    seen = facing & inside & (depth.min(axis=1) > NEAREST)
-    if not seen.any():
-        return None
-    normals = vertex_normals(mesh.vertices, mesh.faces)
-    shade = _shade(normals, mesh.vertices)
-    colour = np.asarray(mesh.colour, np.float32)
-    base = np.broadcast_to(colour, (len(mesh.vertices), 3)) if colour.ndim == 1 else colour
-    lit = np.minimum(base * shade[:, :1] + 255 * shade[:, 1:], 255)
-    faces = mesh.faces[seen]
-    colours = np.empty((len(faces), 4), np.float32)
-    colours[:, :3] = lit[faces].mean(axis=1) * mesh.opacity
-    colours[:, 3] = 255 * mesh.opacity
-    return corners[seen], colours, depth[seen].mean(axis=1)
-
-
-def _shade(normals: F32, vertices: F32) -> F32:
-    """Diffuse factor and added white (V, 2) at each vertex: key, fill and sky light, a soft highlight and a rim."""
-    view = -vertices / np.maximum(np.linalg.norm(vertices, axis=1, keepdims=True), 1e-9)
-    key = KEY_LIGHT / np.linalg.norm(KEY_LIGHT)
-    fill = FILL_LIGHT / np.linalg.norm(FILL_LIGHT)
-    diffuse = 0.62 * np.maximum(normals @ key, 0) + 0.2 * np.maximum(normals @ fill, 0)
-    sky = 0.36 + 0.1 * -normals[:, 1]
-    halfway = key + view
-    halfway /= np.linalg.norm(halfway, axis=1, keepdims=True)
-    highlight = 0.12 * np.maximum((normals * halfway).sum(axis=1), 0) ** 24
-    rim = 0.14 * (1 - np.clip((normals * view).sum(axis=1), 0, 1)) ** 3
-    found: F32 = np.stack([diffuse + sky, highlight + rim], axis=1).astype(np.float32)
+    glance = np.maximum(_dot(normals, _unit(key + view)), 0)
+    glance = glance * glance * glance
+    glance = glance * glance
+    glance = glance * glance
+    away = 1 - np.clip(_dot(normals, view), 0, 1)
+    white = 0.12 * glance * glance + 0.14 * away * away * away
+    colour = np.asarray(mesh.colour, np.float32) / 255
+    found: F32 = np.clip(colour * diffuse[:, None] + white[:, None], 0, 1).astype(np.float32)
     return found
 
 
-def _fill(canvas: U8, prepared: Sequence[tuple[F32, F32, F32]], origin: tuple[int, int]) -> None:
-    triangles = np.concatenate([found[0] for found in prepared])
-    colours = np.concatenate([found[1] for found in prepared])
-    order = np.argsort(-np.concatenate([found[2] for found in prepared]), kind="stable")
-    scale = SUPERSAMPLING * (1 << SUBPIXEL_BITS)
-    points = np.round((triangles[order] - np.asarray(origin, np.float32)) * scale).astype(np.int32)
-    shades: list[list[float]] = colours[order].tolist()
-    for corners, shade in zip(points, shades, strict=True):
-        cv2.fillConvexPoly(canvas, corners, shade, cv2.LINE_8, SUBPIXEL_BITS)
+def _cross(a: F32, b: F32) -> F32:
+    found = np.empty_like(a)
+    for axis in range(3):
+        i, j = (axis + 1) % 3, (axis + 2) % 3
+        found[:, axis] = a[:, i] * b[:, j] - a[:, j] * b[:, i]
+    return found
+
+
+def _dot(a: F32, b: F32) -> F32:
+    found: F32 = a[:, 0] * b[:, 0] + a[:, 1] * b[:, 1] + a[:, 2] * b[:, 2]
+    return found
+
+
+def _unit(vectors: F32) -> F32:
+    found: F32 = vectors / np.maximum(np.sqrt(_dot(vectors, vectors)), np.float32(1e-12))[:, None]
+    return found

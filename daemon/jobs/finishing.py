@@ -19,6 +19,14 @@ class Exporter(Protocol):
     ) -> Sequence[Path]: ...
 
 
+class Ahead(Protocol):
+    """Begins an overlay while its results grow, see `daemon.exports.beside.Beside`."""
+
+    def begin(self, results: Path, source: Path, frames: Path, work: Path) -> None: ...
+    def drop(self, results: Path) -> None: ...
+    def drawn(self, results: Path) -> int | None: ...
+
+
 @dataclass(frozen=True)
 class Finished:
     """Results in place. ``problems`` maps exports that could not be made to why."""
@@ -42,7 +50,39 @@ def finish(
         OSError: the results cannot be written; the work folder is still there.
     """
     check()
-    return make_exports(place.finish(content), source, exports, exporter, check)
+    return _exported(place, place.finish(content, hold=True), source, exports, exporter, check)
+
+
+def finish_exports(
+    results: Path, source: Path, exports: Sequence[str], exporter: Exporter, check: Callable[[], None]
+) -> Finished:
+    """Make what is missing of the exports of results that are in place, and clear away what was left for that.
+
+    Raises:
+        OSError: the summary cannot be written.
+    """
+    missing = [name for name in exports if name not in summary.read_summary(results)["exports"]]
+    if not missing and not places.work_of(results).is_dir():
+        return make_exports(results, source, (), exporter, check)
+    place = places.reopen(results)
+    if place is None:
+        content = summary.read_summary(results)
+        return Finished(
+            results, content, dict.fromkeys(missing, f"another run works in {places.work_of(results)}")
+        )
+    return _exported(place, results, source, exports, exporter, check)
+
+
+def _exported(
+    place: places.Place, results: Path, source: Path, exports: Sequence[str], exporter: Exporter,
+    check: Callable[[], None],
+) -> Finished:  # fmt: skip
+    try:
+        made = make_exports(results, source, exports, exporter, check)
+        place.leave()
+        return made
+    finally:
+        place.release()
 
 
 def make_exports(

@@ -45,6 +45,8 @@ OWNER = "owner.json"
 LOCK = "lock"
 JOB = "job"
 """The pipeline's own folder inside the work folder."""
+OVERLAY = "overlay"
+"""The drawing's folder inside the work folder."""
 FINISHED = "finished"
 """Inside the work folder: the results folder until it is renamed into place."""
 LONGEST_NAME = 150
@@ -85,8 +87,15 @@ class Place:
         """The folder that the pipeline works in."""
         return self.work / JOB
 
-    def finish(self, summary: Mapping[str, Any], keep_work: bool = False) -> Path:
+    @property
+    def overlay(self) -> Path:
+        """The folder in which the overlay is drawn beside the pipeline."""
+        return self.work / OVERLAY
+
+    def finish(self, summary: Mapping[str, Any], keep_work: bool = False, hold: bool = False) -> Path:
         """Bring ``frames.msgpack`` and the summary into place; returns the results folder.
+
+        With ``hold`` the folder of the overlay stays, locked, until `leave` or `release`.
 
         Raises:
             OSError: the disk is full, the folder cannot be written, or something has come to stand where the results
@@ -113,11 +122,19 @@ class Place:
             finished.rename(self.results)
         sync_folder(self.results.parent)
         shutil.rmtree(old, ignore_errors=True)
+        if not keep_work:
+            shutil.rmtree(self.job, ignore_errors=True)
+        if not hold:
+            self.leave(keep_work)
+        return self.results
+
+    def leave(self, keep_work: bool = False) -> None:
+        """Everything is done: remove the work folder, or what only the overlay needed."""
         if keep_work:
+            shutil.rmtree(self.overlay, ignore_errors=True)
             self.release()
         else:
             self.abandon()
-        return self.results
 
     def abandon(self) -> None:
         """Remove the work folder: there is nothing in it to continue."""
@@ -190,6 +207,22 @@ def claim(folder: Path, name: str, identity: Mapping[str, Any], relevant: Mappin
         found.notes.append(str(error))
         taken = _take_work(found, relevant, resume=False)
     return found if taken else None
+
+
+def work_of(results: Path) -> Path:
+    """The work folder that belongs to a results folder."""
+    return results.with_name(f"{results.name}{WORK_SUFFIX}")
+
+
+def reopen(results: Path) -> Place | None:
+    """The work folder of finished results whose exports are still to be made, locked; made anew if it is gone. None
+    where another run works in it.
+
+    Raises:
+        OSError: it cannot be made or locked.
+    """
+    found = Place(results.name, results, work_of(results), {})
+    return found if _lock(found) else None
 
 
 def folder_name(source: Path) -> str:
@@ -301,7 +334,7 @@ def _take_work(
         found.notes.append(
             f"{found.work} is left from an interrupted run: begun afresh (--resume would have continued it)"
         )
-    for part in (JOB, FINISHED):
+    for part in (JOB, FINISHED, OVERLAY):
         shutil.rmtree(found.work / part, ignore_errors=True)
     found.job.mkdir()
     write_json(found.work / OWNER, {**found.identity, "settings": dict(relevant)})

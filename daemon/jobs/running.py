@@ -13,6 +13,11 @@ from daemon.jobs import places
 from daemon.jobs.store import StoredJob
 from stages.owner.jobs import JobProgress
 
+TELL_EVERY = 0.2
+"""Seconds between two progress events of a job."""
+RATE_OVER = 5.0
+"""Seconds over which the rate is taken."""
+
 
 @dataclass
 class Running:
@@ -32,6 +37,18 @@ class Running:
     began: float = field(default_factory=time.monotonic)
     told: float = 0.0
     marks: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=64))
+
+    def mark(self, event: JobProgress) -> bool:
+        """Take in how far it is; True if somebody should be told."""
+        now = time.monotonic()
+        self.last = event
+        self.marks.append((now, event.committed))
+        while len(self.marks) > 2 and now - self.marks[0][0] > RATE_OVER:
+            self.marks.popleft()
+        if now - self.told < TELL_EVERY:
+            return False
+        self.told = now
+        return True
 
     def progress(self) -> dict[str, Any]:
         """As docs/protocol.md says."""

@@ -7,7 +7,6 @@ exports. They only compute; what follows from it is decided in `Scheduler.turn`.
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from daemon.jobs import summary
-from daemon.jobs.finishing import Exporter, Finished, finish, make_exports
+from daemon.jobs.finishing import Ahead, Exporter, Finished, finish, finish_exports
 from daemon.jobs.preparing import Prepared, Refused, prepare
 from daemon.jobs.refusals import Refusals
 from daemon.jobs.results_folder import ResultsFolder
@@ -27,10 +26,6 @@ from stages.owner.jobs import Job, JobDone, JobEvent, JobFailed, JobOpened, JobO
 
 AHEAD = 2
 """Jobs given to the pipeline at a time: while one is finished, the next one is being decoded."""
-TELL_EVERY = 0.2
-"""Seconds between two progress events of a job."""
-RATE_OVER = 5.0
-"""Seconds over which the rate is taken."""
 
 
 class PipelineLike(Protocol):
@@ -55,6 +50,7 @@ class Scheduler:
         wake: called by helper threads when they have something for `turn`.
         home: tells whether the results folder is there; nothing is begun while it is not.
         ahead: jobs given to the pipeline at a time.
+        beside: begins overlays while their results grow; without it they are made like all exports.
 
     Raises:
         StoreError: the store cannot be read.
@@ -69,6 +65,7 @@ class Scheduler:
         wake: Callable[[], None],
         home: ResultsFolder | None = None,
         ahead: int = AHEAD,
+        beside: Ahead | None = None,
     ) -> None:
         self.draining = False
         self._store = store
@@ -78,6 +75,7 @@ class Scheduler:
         self._wake = wake
         self._home = home
         self._ahead = ahead
+        self._beside = beside
         self._pipeline: PipelineLike | None = None
         self._running: dict[str, Running] = {}
         self._reader = ThreadPoolExecutor(1, "pw-read")
@@ -174,8 +172,7 @@ class Scheduler:
         self._reader.shutdown(wait=True, cancel_futures=True)
         self._writer.shutdown(wait=True, cancel_futures=True)
         for running in list(self._running.values()):
-            if running.place is not None:
-                running.place.release()
+            self._release(running)
             with contextlib.suppress(StoreError):
                 self._store.move(running.job.id, [State.RUNNING], State.QUEUED, started=None)
         self._running.clear()
@@ -200,8 +197,13 @@ class Scheduler:
 
     def _on_opened(self, running: Running, event: JobOpened) -> None:
         running.total, running.fps = event.frames, event.fps
-        if event.frames is not None and self._within_duration(running, event.frames):
+        if event.frames is not None:
+            if not self._within_duration(running, event.frames):
+                return
             self._store.note(running.job.id, frames=event.frames)
+        place = running.place
+        if self._beside is not None and place is not None and "overlay" in self._exports(running.job):
+            self._beside.begin(place.results, Path(running.job.source), place.job / summary.FRAMES, place.overlay)
 
     def _within_duration(self, running: Running, frames: int) -> bool:
         """Fail a job that is longer than allowed; where nobody knows its length, as soon as it has become so."""
@@ -219,13 +221,7 @@ class Scheduler:
     def _on_progress(self, running: Running, event: JobProgress) -> None:
         if running.total is None and not self._within_duration(running, event.decoded):
             return
-        now = time.monotonic()
-        running.last = event
-        running.marks.append((now, event.committed))
-        while len(running.marks) > 2 and now - running.marks[0][0] > RATE_OVER:
-            running.marks.popleft()
-        if now - running.told >= TELL_EVERY:
-            running.told = now
+        if running.mark(event):
             self._tell(running.job)
 
     def _on_done(self, running: Running, outcome: JobOutcome) -> None:
@@ -332,7 +328,7 @@ class Scheduler:
         self._submit(
             running,
             self._writer,
-            lambda: make_exports(results, Path(job.source), exports, self._exporter, check),
+            lambda: finish_exports(results, Path(job.source), exports, self._exporter, check),
         )
 
     def _on_finished(self, running: Running, made: Finished) -> None:
@@ -361,11 +357,8 @@ class Scheduler:
     def _fail(self, running: Running, error: str, message: str, outcome: JobOutcome) -> None:
         failed = self._store.move(running.job.id, [State.RUNNING], State.FAILED, error=error, message=message)
         self._running.pop(running.job.id, None)
-        if running.place is not None:
-            if outcome.frames > 0 or running.place.resumed or running.phase == "exporting":
-                running.place.release()
-            else:
-                running.place.abandon()
+        resumed = running.place is not None and running.place.resumed
+        self._release(running, abandon=not (outcome.frames > 0 or resumed or running.phase == "exporting"))
         self._log.error("failed", job=running.job.id, error=error, message=message)
         if failed is not None:
             self._tell(failed)
@@ -377,21 +370,27 @@ class Scheduler:
             return  # `turn` comes here again
         if self._pipeline is not None:
             self._pipeline.cancel(running.job.id)
-        if running.place is not None:
-            running.place.release()
+        self._release(running)
         self._running.pop(running.job.id, None)
 
     def _requeue(self, running: Running) -> None:
         """The store refused: nothing is decided about the job until it can be written down."""
         self._store.move(running.job.id, [State.RUNNING], State.QUEUED, started=None)
-        if running.place is not None:
-            running.place.release()
+        self._release(running)
         self._running.pop(running.job.id, None)
 
     # -- small things ------------------------------------------------------------------------------------
 
     def _exports(self, job: StoredJob) -> tuple[str, ...]:
         return tuple(job.options.get("exports", self._loaded.settings.results.exports))
+
+    def _release(self, running: Running, abandon: bool = False) -> None:
+        """Give up a job's folders: with ``abandon`` there is nothing in them to go on with."""
+        if running.place is None:
+            return
+        if self._beside is not None:
+            self._beside.drop(running.place.results)
+        (running.place.abandon if abandon else running.place.release)()
 
     def _placed(self, job: StoredJob) -> Path | None:
         """The results folder, where the results of this very job stand in it already."""

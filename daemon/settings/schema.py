@@ -16,6 +16,10 @@ class ResultsSettings:
     """Folder in which each job gets a results folder of its own."""
     exports: tuple[str, ...] = ("overlay",)
     """Exports made after each job, such as overlay, glb, json; see `poseward export --help`."""
+    overlay_side: int = 1920
+    """Longest side of overlay videos in pixels; 0: as large as the input."""
+    overlay_sound: bool = True
+    """Whether overlay videos have the sound of their input."""
 
 
 @dataclass(frozen=True)

@@ -146,7 +146,8 @@ class Results:
         if header is None:
             raise ResultsError(f"{path}: not a results file, or cut short in its header")
         self.header = _checked_header(path, header[0])
-        self._position = header[1]
+        self._position = self.start = header[1]
+        """Offset of the first record."""
 
     def __enter__(self) -> Results:
         return self
@@ -157,8 +158,13 @@ class Results:
         self.close()
 
     def __iter__(self) -> Iterator[FrameRecord]:
+        for record, _ in self.with_bytes():
+            yield record
+
+    def with_bytes(self) -> Iterator[tuple[FrameRecord, bytes]]:
+        """Iterate as usual, over each record and the bytes that it was read from."""
         last = self._last
-        for value, position in self._maps(self._position, last):
+        for value, position, data in self._maps(self._position, last):
             try:
                 record = decode_record(value)
             except (KeyError, TypeError, ValueError, AttributeError, OverflowError, IndexError) as error:
@@ -166,7 +172,15 @@ class Results:
             last = record.frame
             if self._follow:
                 self._position, self._last = position, last
-            yield record
+            yield record, data
+
+    def go_on(self, position: int, last: int) -> None:
+        """Have the next iteration begin at byte ``position``, behind frame ``last``; for a growing file."""
+        self._position, self._last = position, last
+
+    def read(self, begin: int, end: int) -> bytes:
+        """The file's own bytes from ``begin`` to ``end``, fewer where it is shorter."""
+        return os.pread(self._file.fileno(), end - begin, begin)
 
     def close(self) -> None:
         self._file.close()
@@ -180,8 +194,9 @@ class Results:
         mine, now = os.fstat(self._file.fileno()), os.stat(path)
         return os.path.samestat(mine, now) and now.st_size >= self._position
 
-    def _maps(self, start: int, last: int) -> Iterator[tuple[Any, int]]:
-        """The maps from byte ``start`` on, each with the offset behind it; ``last`` is the frame before them."""
+    def _maps(self, start: int, last: int) -> Iterator[tuple[Any, int, bytes]]:
+        """The maps from byte ``start`` on, each with the offset behind it and its bytes; ``last`` is the frame before
+        them."""
         unpacker = msgpack.Unpacker(raw=False, max_buffer_size=_LARGEST_RECORD)
         pending = bytearray()
         read = consumed = start
@@ -211,7 +226,7 @@ class Results:
                     raise ResultsError(f"{self.path}: damaged {_after(last)}: {error}") from error
                 if isinstance(value, dict) and type(value.get("frame")) is int:
                     last = value["frame"]
-                yield value, consumed
+                yield value, consumed, data
         if pending and not self._follow and consumed > 0:
             raise ResultsError(f"{self.path}: cut short {_after(last)}")
 

@@ -87,6 +87,13 @@ class VideoSource:
             notes=tuple(note for note in (chosen, odd_aspect, odd_turn, toned) if note),
         )
 
+    @property
+    def start(self) -> float:
+        """Second on the file's own clock at which frame 0 is shown; its sound lies on the same clock."""
+        if self._exact:
+            return float(self._index.stamps[self._index.first]) * self._time_base
+        return float(self._start or 0) * self._time_base
+
     def frames(self, start: int = 0) -> Iterator[Decoded]:
         self.close()
         return self._by_time(start) if self._exact else self._by_count(start)

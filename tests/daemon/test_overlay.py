@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from daemon.cli.export import export
-from daemon.exports.overlay import OtherInputError, write_overlay
+from daemon.exports.drawing import OtherInputError, write_overlay
 from daemon.jobs.summary import identify, write_summary
 from stages.records import FrameRecord
 from stages.results.stream import ResultWriter
