@@ -153,6 +153,8 @@ class Header:
     variable: bool = False
     focal: float = 0.0
     principal: tuple[float, float] = (0.0, 0.0)
+    stream: int | None = None
+    """Number of the video stream that was read, as its file counts them; None for pictures."""
 
     def __post_init__(self) -> None:
         if self.rate[1] <= 0:

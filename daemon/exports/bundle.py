@@ -60,7 +60,7 @@ def export_bundle(request: Request) -> list[Path]:
 
 def _original(source: Path, path: Path, header: Header) -> None:
     """The pictures of an input that is no MP4, with their times."""
-    opened = open_source(source, max_pixels=LARGEST)
+    opened = open_source(source, max_pixels=LARGEST, stream=header.stream)
     film = path.with_suffix(".part.mp4")
     try:
         look = Look.of(header.width, header.height, Fraction(*header.rate), opened.info.matrix, 0)

@@ -208,7 +208,7 @@ class Drawing:
 
     def _prepare(self, results: Results) -> None:
         header = results.header
-        opened = open_source(self._source, max_pixels=LARGEST, progress=self._alive)
+        opened = open_source(self._source, max_pixels=LARGEST, stream=header.stream, progress=self._alive)
         size, expected = (opened.info.width, opened.info.height), (header.width, header.height)
         if size != expected:
             opened.close()

@@ -87,7 +87,9 @@ class Fold:
                 self._tracker = self._new_tracker()
                 rate, variable = info.get("rate", (0, 0)), bool(info.get("variable", False))
                 header = backend.header(options, width, height, fps)
-                header = replace(header, rate=(int(rate[0]), int(rate[1])), variable=variable)
+                header = replace(
+                    header, rate=(int(rate[0]), int(rate[1])), variable=variable, stream=info.get("stream")
+                )
                 self._writer = ResultWriter.create(folder / RESULTS_NAME, header)
                 self.journal.discard_snapshots(-1)
                 # A snapshot before the first frame: from now on there is one way of restoring only.

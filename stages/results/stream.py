@@ -363,6 +363,7 @@ def encode_header(header: Header) -> dict[str, Any]:
         "variable": header.variable,
         "focal": float(header.focal),
         "principal": [float(part) for part in header.principal],
+        "stream": header.stream,
         "backend": header.backend,
         "skeleton": {"names": list(header.joint_names), "parents": list(header.joint_parents)},
         "faces": np.ascontiguousarray(header.faces, dtype=np.int32),
@@ -378,12 +379,12 @@ def decode_header(value: Mapping[str, Any]) -> Header:
     skeleton, faces = value["skeleton"], value["faces"]
     if not isinstance(faces, np.ndarray) or faces.dtype != np.int32 or faces.shape[1:] != (3,):
         raise ValueError("faces is not an int32 array of shape (F, 3)")
-    rate, principal = value.get("rate", (0, 0)), value.get("principal", (0.0, 0.0))
+    rate, principal, stream = value.get("rate", (0, 0)), value.get("principal", (0.0, 0.0)), value.get("stream")
     return Header(
         int(value["width"]), int(value["height"]), float(value["fps"]), str(value["backend"]),
         tuple(str(name) for name in skeleton["names"]), tuple(int(parent) for parent in skeleton["parents"]),
         faces, (int(rate[0]), int(rate[1])), bool(value.get("variable", False)), float(value.get("focal", 0.0)),
-        (float(principal[0]), float(principal[1])),
+        (float(principal[0]), float(principal[1])), None if stream is None else int(stream),
     )  # fmt: skip
 
 

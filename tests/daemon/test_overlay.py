@@ -18,11 +18,12 @@ from stages.records import FrameRecord
 from stages.results.stream import ResultWriter
 from tests.stages.harness import write_squares
 from tests.stages.test_results import HEADER
+from tests.stages.test_source_kinds import H264, with_streams
 
 
-def results(folder: Path, frames: int, width: int, height: int) -> Path:
+def results(folder: Path, frames: int, width: int, height: int, stream: int | None = None) -> Path:
     path = folder / "frames.msgpack"
-    writer = ResultWriter.create(path, replace(HEADER, width=width, height=height))
+    writer = ResultWriter.create(path, replace(HEADER, width=width, height=height, stream=stream))
     for frame in range(frames):
         writer.append(FrameRecord(frame, frame / 30, []))
     writer.close()
@@ -34,6 +35,13 @@ def test_as_many_frames_as_the_video_has(tmp_path: Path) -> None:
     made = write_overlay(clip, results(tmp_path, 10, 160, 120), tmp_path)
     with av.open(str(made)) as container:
         assert sum(1 for _ in container.decode(video=0)) == 10
+
+
+def test_the_stream_that_the_results_are_of_is_drawn_on(tmp_path: Path) -> None:
+    clip = with_streams(tmp_path / "two.mkv", (H264, 5, 96, 48), (H264, 5, 384, 192), default=7)
+    made = write_overlay(clip, results(tmp_path, 5, 96, 48, stream=0), tmp_path)
+    with av.open(str(made)) as container:
+        assert container.streams.video[0].width == 96
 
 
 @pytest.mark.parametrize(

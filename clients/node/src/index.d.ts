@@ -144,6 +144,8 @@ export interface Header {
   rate: [number, number];
   /** true: the frames do not follow each other at one distance; go by their times. */
   variable: boolean;
+  /** Number of the video stream that was read, as its file counts them; null for pictures. */
+  stream: number | null;
   /** A point p before the camera is at pixel focal * p[:2] / p[2] + principal. */
   focal: number;
   principal: [number, number];
