@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import sys
 from collections.abc import Mapping
@@ -108,13 +109,24 @@ def cli() -> None:
 
 def main() -> None:
     """The entry point ``poseward``: expected errors become one line and exit code 2."""
+    from daemon.cli.output import UNWRITTEN, drop_output
     from daemon.settings.sources import ConfigError
 
     try:
-        cli.main(prog_name="poseward", standalone_mode=True)
+        try:
+            cli.main(prog_name="poseward", standalone_mode=True)
+        finally:
+            sys.stdout.flush()  # here a full disk can still be named
     except ConfigError as error:
         click.echo(f"poseward: {error}", err=True)
         sys.exit(2)
     except BrokenPipeError:
         sys.stderr.close()  # the reader of a pipe has gone: nobody is left to be told
+        sys.exit(1)
+    except OSError as error:
+        if error.filename is not None or error.errno not in UNWRITTEN:
+            raise
+        drop_output()
+        with contextlib.suppress(OSError):
+            click.echo(f"poseward: the output cannot be written: {error.strerror}", err=True)
         sys.exit(1)

@@ -102,8 +102,12 @@ def submit(
 def _send(client: Any, video: str, asked: Mapping[str, Any], *, upload: bool, quiet: bool) -> dict[str, Any]:
     from daemon.api.paths import translate
     from daemon.client import ClientError
+    from daemon.settings.sources import ConfigError, expand_home
 
-    path = Path(translate(video)).expanduser().absolute()
+    try:
+        path = expand_home(translate(video), "VIDEO").absolute()
+    except ConfigError as error:
+        raise ClientError("no-such-file", str(error)) from error
     try:
         str(path).encode()
     except UnicodeEncodeError as error:

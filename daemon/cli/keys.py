@@ -42,7 +42,9 @@ def new(name: str, folder: Path | None) -> None:
     """Write NAME.key (public) and NAME.key_secret (for its owner alone)."""
     import platformdirs
 
-    folder = (folder or platformdirs.user_config_path("poseward") / "keys").expanduser().absolute()
+    from daemon.settings.sources import expand_home
+
+    folder = expand_home(folder or platformdirs.user_config_path("poseward") / "keys", "--folder").absolute()
     if not NAME.fullmatch(name):
         _refuse("bad-name", f"{name!r}: letters, digits, '-', '_' and '.', at most 64")
     public, secret = folder / f"{name}.key", folder / f"{name}.key_secret"

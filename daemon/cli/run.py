@@ -7,15 +7,19 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from daemon.cli.export import split_names
 from daemon.cli.options import as_json, configured, motion_options
+from daemon.cli.output import drop_output
 from daemon.jobs.finishing import Exporter
 from daemon.run import Factory, Interrupted, Options, Runner, VideoResult, default_pipeline
 from daemon.settings.loading import Loaded
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 @click.command(
@@ -134,15 +138,23 @@ def execute(
             return 2
     results = runner.results
     if json_output:
-        print(json.dumps([as_map(result) for result in results], indent=2, default=str))
+        _print(json.dumps([as_map(result) for result in results], indent=2, default=str) + "\n")
     elif results:
-        print_table(results)
+        _print(table_of(results))
     if code:
         click.echo("stopped; the same command with --resume goes on from here", err=True)
         return code
     if any(result.error == "configuration-error" for result in results):
         return 2
     return 0 if all(result.ok for result in results) else 1
+
+
+def _print(text: str) -> None:
+    """On stdout. Whoever has stopped reading changes nothing in how the videos ended: the exit code says that."""
+    try:
+        click.echo(text, nl=False)
+    except BrokenPipeError:
+        drop_output()
 
 
 def kill_children() -> None:
@@ -168,16 +180,23 @@ def as_map(result: VideoResult) -> dict[str, Any]:
     }
 
 
-def print_table(results: Sequence[VideoResult]) -> None:
-    """The short table at the end, on stdout."""
-    from rich import box
+def table_of(results: Sequence[VideoResult]) -> str:
+    """The short table at the end, as wide as stdout."""
     from rich.console import Console
+
+    console = Console(highlight=False, markup=False, emoji=False)
+    with console.capture() as captured:
+        _show_table(console, results)
+    return captured.get()
+
+
+def _show_table(console: Console, results: Sequence[VideoResult]) -> None:
+    from rich import box
     from rich.table import Table
 
     from daemon.cli.progress import span_text
     from stages.settings import STAGES
 
-    console = Console(highlight=False, markup=False, emoji=False)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("video", overflow="fold")
     for name in ("frames", "people", "tracks", "failed", "restarts", "time"):

@@ -42,6 +42,10 @@ def check_folders(context: Context, check: str) -> Iterator[Finding]:
 
 def _writable(check: str, setting: str, folder: Path) -> Finding:
     place = nearest(folder)
+    if (hindrance := _unmakeable(folder)) is not None:
+        return error(
+            check, f"{setting}: {folder} {hindrance[0]}", f"{hindrance[1]}, or set {setting} to another folder"
+        )
     made = "" if place == folder else f" (will be made below {place})"
     if not place.is_dir():
         return error(
@@ -71,9 +75,25 @@ def _writable(check: str, setting: str, folder: Path) -> Finding:
 
 
 def nearest(folder: Path) -> Path:
-    """The folder itself or the first above it that is there."""
+    """The folder itself or the first above it that is there; a link that leads nowhere is not."""
     folder = folder.absolute()
-    return next((place for place in (folder, *folder.parents) if os.path.lexists(place)), Path("/"))
+    return next((place for place in (folder, *folder.parents) if os.path.exists(place)), Path("/"))
+
+
+def _unmakeable(folder: Path) -> tuple[str, str] | None:
+    """Why a folder cannot come to be, whoever makes it, and the way out."""
+    folder, place = folder.absolute(), nearest(folder)
+    longest, whole = os.pathconf(place, "PC_NAME_MAX"), os.pathconf(place, "PC_PATH_MAX")
+    for made in (*reversed(folder.parents), folder):
+        if os.path.islink(made) and not os.path.exists(made):
+            below = "is" if made == folder else f"is below {made},"
+            leads = f"{below} a link to {os.readlink(made)}, which is not there"
+            return leads, f"make what it leads to, or remove {made}"
+        if (size := len(os.fsencode(made.name))) > longest:
+            return f"has a name of {size} bytes in it; on that disk they end at {longest}", "choose a shorter name"
+    if (size := len(os.fsencode(folder))) >= whole:
+        return f"is a path of {size} bytes; they end at {whole - 1}", "choose a shorter one"
+    return None
 
 
 def check_disk(context: Context, check: str) -> Iterator[Finding]:

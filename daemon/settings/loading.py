@@ -22,7 +22,15 @@ import platformdirs
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from daemon.settings.schema import Settings
-from daemon.settings.sources import ConfigError, Entry, parse_toml, read_environment, read_file, read_sets
+from daemon.settings.sources import (
+    ConfigError,
+    Entry,
+    expand_home,
+    parse_toml,
+    read_environment,
+    read_file,
+    read_sets,
+)
 
 FILE_NAME = "poseward.toml"
 FILE_VARIABLE = "POSEWARD_CONFIG"
@@ -144,6 +152,10 @@ _RANGES: dict[str, Any] = {
     "jobs": limits.Ge(1),
     "connect_seconds": limits.Gt(0),
 }
+_MOST = 1_000_000_000
+"""No number is larger, unless named here: what counts, waits or measures memory goes on to programs of 32 bits, and
+31 years or a million gigabytes are no limit to anybody."""
+_MOST_OF = {"max_pixels": 1 << 40, "working_pixels": 1 << 40}
 _CHOICES = {"daemon.log_level": ("debug", "info", "warning", "error"), "motion.up": ("", "z", "y")}
 _SINGLE = ("stages.decode.replicas", "stages.track.replicas")
 
@@ -158,7 +170,7 @@ def find_file(
     """
     environ = os.environ if environ is None else environ
     if named := environ.get(FILE_VARIABLE):
-        path = Path(named).expanduser()
+        path = expand_home(named, FILE_VARIABLE)
         if not path.is_file():
             raise ConfigError(f"{FILE_VARIABLE} names {path}, which is no file; unset it or mend the path")
         return path
@@ -181,7 +193,7 @@ def load(
         ConfigError: an unknown key, a wrong type, a value out of range, a file that cannot be read.
     """
     environ = os.environ if environ is None else environ
-    file = file if file is not None else find_file(environ)
+    file = expand_home(file, "--config") if file is not None else find_file(environ)
     entries: dict[str, Entry] = {}
     if file is not None:
         entries.update(read_file(file, _tables()))
@@ -273,9 +285,20 @@ def _validate(key: str, leaf: Leaf, entry: Entry) -> Any:
             f"{entry.origin}: {key} = {value!r}: must be one of {', '.join(_CHOICES[key])}"
             + (f"; did you mean {near[0]}?" if near else "")
         )
+    _check_size(key, name, entry, value)
+    for text in value if isinstance(value, tuple) else (value,):
+        if isinstance(text, str) and text.startswith("~"):
+            expand_home(text, f"{entry.origin}: {key}")
     if key in _SINGLE and value != 1:
         raise ConfigError(f"{entry.origin}: {key} = {value}: this stage always has one process")
     return value
+
+
+def _check_size(key: str, name: str, entry: Entry, value: Any) -> None:
+    most = _MOST_OF.get(name, _MOST)
+    if isinstance(value, int | float) and abs(value) > most:
+        shown = f"{value:g}" if isinstance(value, float) else f"a number of {len(str(abs(value)))} digits"
+        raise ConfigError(f"{entry.origin}: {key} = {shown}: must be at most {most}")
 
 
 def _validate_entry(key: str, leaf: Leaf, entry: Entry) -> Any:

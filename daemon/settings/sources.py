@@ -23,6 +23,21 @@ class ConfigError(Exception):
     """A setting that cannot be used; names the key, where it was set, and the way out."""
 
 
+def expand_home(text: str | Path, origin: str) -> Path:
+    """A path with ``~`` and ``~user`` written out.
+
+    Raises:
+        ConfigError: there is no such user; ``origin`` says who named the path.
+    """
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        name = Path(text).parts[0][1:] or "this user"
+        raise ConfigError(
+            f"{origin}: {str(text)!r}: no home folder of {name} is known here: write the folder in full"
+        ) from error
+
+
 @dataclass(frozen=True)
 class Entry:
     value: Any

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import IO
 
 import click
 import numpy as np
@@ -20,7 +21,9 @@ from stages.results.stream import ResultWriter
 from tests.paths import ROOT
 
 
-def poseward(*arguments: str, cwd: Path = ROOT, **env: str) -> subprocess.CompletedProcess[str]:
+def poseward(
+    *arguments: str, cwd: Path = ROOT, stdout: IO[str] | int = subprocess.PIPE, **env: str
+) -> subprocess.CompletedProcess[str]:
     """The real program in a process of its own."""
     import os
 
@@ -28,7 +31,8 @@ def poseward(*arguments: str, cwd: Path = ROOT, **env: str) -> subprocess.Comple
         [sys.executable, "-c", "from daemon.cli import main; main()", *arguments],
         cwd=cwd,
         env={**os.environ, "PYTHONPATH": str(ROOT), "XDG_CONFIG_HOME": "/nonexistent", **env},
-        capture_output=True,
+        stdout=stdout,
+        stderr=subprocess.PIPE,
         text=True,
         timeout=120,
     )
@@ -116,6 +120,24 @@ def test_configuration_errors_are_one_line_and_code_2(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert done.stderr.startswith("poseward: --set stages.mesh.bacth: unknown key")
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [("config", "show"), ("config", "show", "--json"), ("logs",), ("--help",)])
+def test_a_full_disk_behind_the_output_is_named(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    log = tmp_path / "logs" / "poseward.jsonl"
+    log.parent.mkdir()
+    log.write_text(json.dumps({"time": "2026-03-01T10:00:00Z", "level": "info", "event": "x"}) + "\n")
+    with open("/dev/full", "w") as full:
+        done = poseward(*arguments, stdout=full, POSEWARD_DAEMON__STATE=str(tmp_path))
+    assert done.returncode == 1
+    assert done.stderr == "poseward: the output cannot be written: No space left on device\n"
+
+
+def test_a_configuration_of_nobody_is_one_line(tmp_path: Path) -> None:
+    done = poseward("config", "show", POSEWARD_CONFIG="~no-such-user-here/poseward.toml")
+    assert done.returncode == 2
+    assert done.stderr.startswith("poseward: POSEWARD_CONFIG: '~no-such-user-here/poseward.toml': no home folder")
+    assert done.stderr.count("\n") == 1
 
 
 def test_unknown_export_and_backend_are_named_before_any_work(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from daemon.settings.loading import ConfigError, Settings, find_file, leaves, load
@@ -199,6 +199,7 @@ def test_replace_validates_and_keeps_the_rest() -> None:
         loaded.replace("stages.vertices", "no", "--no-vertices")
 
 
+@settings(deadline=None)
 @given(st.sampled_from(sorted(leaves())), st.text(max_size=12))
 def test_any_text_is_taken_or_refused_by_name(key: str, text: str) -> None:
     try:
@@ -207,6 +208,7 @@ def test_any_text_is_taken_or_refused_by_name(key: str, text: str) -> None:
         assert key in str(error)
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.text("abces._TOML \n=[]\"'", max_size=20), st.text(max_size=8), max_size=3))
 def test_strange_flags_are_refused_by_name(items: dict[str, str]) -> None:
     sets = [f"{key}={value}" for key, value in items.items()]
@@ -246,3 +248,28 @@ def test_what_python_cannot_read_is_named_and_not_a_traceback(tmp_path: Path) ->
 def test_one_setting_is_one_setting() -> None:
     with pytest.raises(ConfigError, match=r"stages\.slots"):
         load(environ={}, sets=["stages.slots=8\nfoo=3"])
+
+
+@pytest.mark.parametrize("digits", [19, 30, 4000])
+@pytest.mark.parametrize(
+    "key", ["api.max_queue", "api.max_upload_mb", "daemon.log_mb", "stages.mesh.batch", "drop.poll"]
+)
+def test_numbers_that_nothing_can_count_are_refused_by_name(key: str, digits: int) -> None:
+    with pytest.raises(ConfigError, match=re.escape(key)):
+        load(environ={}, sets=[f"{key}={'9' * digits}"])
+
+
+def test_the_largest_number_goes_through_all_that_it_is_given_to() -> None:
+    loaded = load(environ={}, sets=["api.max_upload_mb=1000000000", "drop.poll=1000000000"])
+    assert loaded.settings.api.max_upload_mb << 20 < 1 << 63  # what a reply can hold
+
+
+def test_a_home_of_nobody_is_named_with_the_setting() -> None:
+    with pytest.raises(ConfigError, match=r"results\.folder.*no-such-user-here"):
+        load(environ={}, sets=["results.folder=~no-such-user-here/results"])
+    with pytest.raises(ConfigError, match=r"api\.roots.*no-such-user-here"):
+        load(environ={}, sets=["api.roots=/srv,~no-such-user-here"])
+    with pytest.raises(ConfigError, match=r"POSEWARD_CONFIG.*no-such-user-here"):
+        load(environ={"POSEWARD_CONFIG": "~no-such-user-here/poseward.toml"})
+    with pytest.raises(ConfigError, match=r"--config.*no-such-user-here"):
+        load(Path("~no-such-user-here/poseward.toml"), environ={})

@@ -63,6 +63,25 @@ def test_a_file_stands_where_a_folder_should(tmp_path: Path, setting: str) -> No
     assert setting in found.way_out
 
 
+@pytest.mark.parametrize("below", ["", "/below"])
+def test_a_link_that_leads_nowhere(tmp_path: Path, below: str) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    context = make_context(tmp_path, f"results.folder={tmp_path / 'link'}{below}")
+    found = worst(look(context, "places.folders"))
+    assert found.severity is ERROR
+    assert f"a link to {tmp_path / 'gone'}, which is not there" in found.found
+    assert worst(look(context, "places.disk")).severity is not ERROR
+
+
+@pytest.mark.parametrize("name", ["x" * 256, "é" * 128, "/".join(["x" * 200] * 21)])
+def test_names_that_no_disk_takes(tmp_path: Path, name: str) -> None:
+    context = make_context(tmp_path, f"results.folder={tmp_path / 'made' / name / 'results'}")
+    found = worst(look(context, "places.folders"))
+    assert found.severity is ERROR
+    assert "bytes" in found.found and "results.folder" in found.way_out
+    assert worst(look(context, "places.disk")).severity is not ERROR
+
+
 @pytest.mark.skipif(os.getuid() == 0, reason="permissions do not stop root")
 def test_a_folder_without_permission(tmp_path: Path) -> None:
     (tmp_path / "results").mkdir(mode=0o500)

@@ -615,6 +615,25 @@ def test_exit_codes_and_json(bench: Bench, capsys: pytest.CaptureFixture[str]) -
     assert str(bench.results / "clip-2") in out
 
 
+@pytest.mark.parametrize("json_output", [True, False])
+def test_a_reader_that_has_gone_changes_no_exit_code(
+    bench: Bench, json_output: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    loaded = load(environ={"XDG_CONFIG_HOME": "/nonexistent"})
+    with os.fdopen(writer, "w") as gone:
+        monkeypatch.setattr(sys, "stdout", gone)
+        videos = [bench.video("clip.mp4", "a")]
+        code = execute(
+            videos, loaded, Options(bench.results), json_output=json_output, factory=bench.factory,
+            exporter=bench.export,
+        )  # fmt: skip
+        gone.flush()  # nothing is left that Python would complain of at its end
+    assert code == 0
+    assert bench.names() == ["clip"]
+
+
 def test_log_lines_are_json_in_a_file(bench: Bench) -> None:
     file = bench.folder / "log.jsonl"
     loaded = load(environ={"XDG_CONFIG_HOME": "/nonexistent"}, sets=[f"daemon.log_file={file}"])
