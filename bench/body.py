@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--landmarks", choices=("heavy", "full"), default="heavy")
     chosen = parser.parse_args()
     options = Options(landmarks=chosen.landmarks)
-    network = LandmarkNetwork.load(options.landmarks, options, lambda _detail, _fraction=None: None)
+    network = LandmarkNetwork.load(options.landmarks, options, lambda _detail, _fraction=None: None, masks=True)
     image = np.zeros((INPUT, INPUT, 3), np.uint8)
     square = Roi(INPUT / 2, INPUT / 2, INPUT, 1.0, 0.0)
     model = load_body({})

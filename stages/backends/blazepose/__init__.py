@@ -85,6 +85,8 @@ BACKEND = Backend(
             "cv2",
             "msgpack",
             "ai_edge_litert.interpreter",
+            "ai_edge_litert.schema_py_generated",
+            "flatbuffers",
             "stages.backends.blazepose.follower",
         ),
         "track": ("numpy", "msgpack", "scipy.optimize", "scipy.spatial", "stages.backends.blazepose.tracker"),

@@ -22,6 +22,10 @@ CENTRE, CIRCLE = 33, 34
 """Auxiliary landmarks: the middle of the hips, and a point on the circle around the whole body, straight up from the
 hips when the person is straight."""
 HEATMAP = 64
+OUTPUTS = ("Identity", "Identity_1", "Identity_3", "Identity_4")
+"""Landmarks, presence, heatmaps, landmarks in metres."""
+MASK = "Identity_2"
+"""More than a quarter of the network is for the mask alone."""
 WINDOW = 3
 """Half width of the window in which a heatmap refines its landmark."""
 PEAK = 0.5
@@ -49,7 +53,7 @@ class Sighting:
     world: F32
     visibility: F32
     presence: float
-    mask: F32
+    mask: F32 | None
     roi: Roi
     next_roi: Roi
 
@@ -57,12 +61,13 @@ class Sighting:
 class LandmarkNetwork:
     """Runs the network on squares of frames."""
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: Network, *, masks: bool) -> None:
         self._network = network
+        self._outputs = (*OUTPUTS, MASK) if masks else OUTPUTS
 
     @classmethod
-    def load(cls, name: str, options: Options, report: Report) -> LandmarkNetwork:
-        """Load the network ``name`` of `models.LANDMARKS` from the model cache.
+    def load(cls, name: str, options: Options, report: Report, *, masks: bool = False) -> LandmarkNetwork:
+        """Load the network ``name`` of `models.LANDMARKS` from the model cache, with ``masks`` if they are wanted.
 
         Raises:
             ConfigurationError: the model is missing or damaged.
@@ -70,7 +75,7 @@ class LandmarkNetwork:
         report("pose landmarks", 0.0)
         cv2.setNumThreads(options.threads)
         path = models.locate(models.LANDMARKS[name], options.cache)
-        loaded = cls(Network(path, options.threads))
+        loaded = cls(Network(path, options.threads, (*OUTPUTS, MASK) if masks else OUTPUTS), masks=masks)
         upright = Roi(INPUT / 2, INPUT / 2, INPUT, 1.0, 0.0)
         loaded.look(np.zeros((INPUT, INPUT, 3), np.uint8), upright)  # the first run prepares the kernels
         report("pose landmarks", 1.0)
@@ -83,9 +88,7 @@ class LandmarkNetwork:
 
     def look(self, image: U8, roi: Roi) -> Sighting:
         """One pass of the network on a square of an image (H, W, 3) uint8 BGR."""
-        raw, presence, mask, heatmaps, world = self._network.run(
-            roi.crop(image, INPUT), "Identity", "Identity_1", "Identity_2", "Identity_3", "Identity_4"
-        )
+        raw, presence, heatmaps, world, *masks = self._network.run(roi.crop(image, INPUT), *self._outputs)
         points = raw.reshape(-1, 5)
         placed = roi.to_image(refine((points[:, :2] / INPUT).astype(np.float32), heatmaps[0]))
         depth = points[:NUMBER, 2:3] * np.float32(roi.side / INPUT)
@@ -94,7 +97,7 @@ class LandmarkNetwork:
             world=roi.turn_world(world.reshape(-1, 3)[:NUMBER]),
             visibility=_sigmoid(points[:NUMBER, 3]),
             presence=float(presence.reshape(-1)[0]),
-            mask=_sigmoid(mask.reshape(INPUT, INPUT)),
+            mask=_sigmoid(masks[0].reshape(INPUT, INPUT)) if masks else None,
             roi=roi,
             next_roi=Roi.around(placed[CENTRE], placed[CIRCLE]),
         )

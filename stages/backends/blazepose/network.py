@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from stages.backends.blazepose.outputs import only
 from stages.protocols import ConfigurationError
 from stages.records import F32
 
@@ -17,12 +19,13 @@ class Network:
     Args:
         path: The .tflite file.
         threads: Threads that one run may use.
+        outputs: Names of the outputs that will be asked for; what only others need is not computed.
 
     Raises:
         ConfigurationError: the runtime is not installed, or it cannot load the file.
     """
 
-    def __init__(self, path: Path, threads: int) -> None:
+    def __init__(self, path: Path, threads: int, outputs: Sequence[str]) -> None:
         try:
             from ai_edge_litert.interpreter import Interpreter
         except ImportError as error:
@@ -31,9 +34,11 @@ class Network:
                 "stage's interpreter"
             ) from error
         try:
-            self._interpreter: Any = Interpreter(model_path=str(path), num_threads=threads)
+            self._interpreter: Any = Interpreter(
+                model_content=only(path.read_bytes(), outputs), num_threads=threads
+            )
             self._interpreter.allocate_tensors()
-        except (RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             raise ConfigurationError(f"LiteRT cannot load {path}: {error}") from error
         self._input = int(self._interpreter.get_input_details()[0]["index"])
         self._outputs = {d["name"]: int(d["index"]) for d in self._interpreter.get_output_details()}
