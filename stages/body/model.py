@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -91,17 +92,36 @@ class LinearBody:
     def _one(self, pose: F32, betas: F32) -> tuple[F32, F64]:
         rotations, joints = self.skeleton(pose, betas)
         rest = self.rest_joints(betas)
-        shaped = self.template + self.shapedirs @ np.asarray(betas, np.float32)
-        if self.posedirs is not None:
+        template, shapedirs, posedirs, weights = self._rows
+        shaped = template + (shapedirs @ np.asarray(betas, np.float32)).reshape(template.shape)
+        if posedirs is not None:
             change = np.asarray(pose[1:], np.float32) - np.eye(3, dtype=np.float32)
-            shaped = shaped + self.posedirs @ change.reshape(-1)
+            shaped += (posedirs @ change.reshape(-1)).reshape(template.shape)
         # Each joint carries x -> R (x - rest) + joint; blending the maps first is one small matrix product.
-        maps = np.empty((len(rest), 12), np.float32)
-        maps[:, :9] = rotations.reshape(-1, 9)
-        maps[:, 9:] = joints - np.einsum("jab,jb->ja", rotations, rest)
-        blended = self.weights @ maps
-        moved: F32 = np.einsum("vab,vb->va", blended[:, :9].reshape(-1, 3, 3), shaped) + blended[:, 9:]
-        return moved, joints
+        maps = np.empty((12, len(rest)), np.float32)
+        maps[:9] = rotations.reshape(-1, 9).T
+        maps[9:] = (joints - (rotations @ rest[:, :, None])[..., 0]).T
+        blended = maps @ weights
+        moved = blended[9:]
+        for axis in range(3):
+            for part in range(3):
+                moved[axis] += blended[3 * axis + part] * shaped[part]
+        return moved.T, joints
+
+    @cached_property
+    def _rows(self) -> tuple[F32, F32, F32 | None, F32]:
+        """Template (3, V), shape directions (3 V, 10), pose directions (3 V, 207) and weights (24, V), each row of a
+        matrix one piece of memory: several times faster than with the vertices first."""
+
+        def rows(directions: F32) -> F32:
+            return np.ascontiguousarray(directions.transpose(1, 0, 2).reshape(-1, directions.shape[2]))
+
+        return (
+            np.ascontiguousarray(self.template.T),
+            rows(self.shapedirs),
+            None if self.posedirs is None else rows(self.posedirs),
+            np.ascontiguousarray(self.weights.T),
+        )
 
 
 def forward_kinematics(pose: F64, rest: F64) -> tuple[F64, F64]:
