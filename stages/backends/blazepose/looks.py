@@ -28,7 +28,8 @@ def look(image: U8, landmarks: F32) -> F32:
         thighs, each of length 1.
     """
     corners = [landmarks[list(pair), :2] for pair in (SHOULDERS, HIPS, KNEES)]
-    parts = [_colours(image, top, bottom) for top, bottom in pairwise(corners)]
+    places = [_places(top, bottom) for top, bottom in pairwise(corners)]
+    parts = np.split(_colours(image, np.concatenate(places)), len(places))
     return np.concatenate([_histograms(part) for part in parts]).astype(np.float32)
 
 
@@ -37,13 +38,18 @@ def likeness(first: F32, second: F32) -> float:
     return float(first @ second) / 4
 
 
-def _colours(image: U8, top: F32, bottom: F32) -> U8:
-    """(GRID * GRID, 3) Lab colours of a quadrangle between two pairs of corners (2, 2)."""
+def _places(top: F32, bottom: F32) -> F32:
+    """(GRID * GRID, 2) points of a quadrangle between two pairs of corners (2, 2)."""
     along = np.linspace(INSET, 1 - INSET, GRID, dtype=np.float32)[:, None]
     upper, lower = (pair[0] + along * (pair[1] - pair[0]) for pair in (top, bottom))
-    places = upper[None] + along[:, :, None] * (lower - upper)[None]
+    places: F32 = upper[None] + along[:, :, None] * (lower - upper)[None]
+    return places.reshape(-1, 2)
+
+
+def _colours(image: U8, places: F32) -> U8:
+    """(N, 3) Lab colours of an image at places (N, 2)."""
     limits = np.array(image.shape[1::-1]) - 1
-    columns, rows = np.clip(np.nan_to_num(places.reshape(-1, 2)), 0, limits).astype(np.int64).T
+    columns, rows = np.clip(np.nan_to_num(places), 0, limits).astype(np.int64).T
     return np.asarray(cv2.cvtColor(image[rows, columns][None], cv2.COLOR_BGR2LAB)[0], np.uint8)
 
 

@@ -21,6 +21,8 @@ OUTPUTS = ("Identity", "Identity_1", "Identity_2", "Identity_3", "Identity_4", "
 MEAN = np.array((103.53, 116.28, 123.675), np.float32)
 SPREAD = np.array((57.375, 57.12, 58.395), np.float32)
 """Of the training pictures: blue, green, red."""
+LEVELS = ((np.arange(256, dtype=np.float32)[:, None] - MEAN) / SPREAD).T.copy()
+"""(3, 256): what the network gets for each value of a channel."""
 PERSON = 0
 
 
@@ -49,13 +51,12 @@ def people(network: OnnxNetwork, image: U8, look: Look, min_score: float) -> tup
     part = image[look.y : look.y + look.height, look.x : look.x + look.width]
     scale = look.side / max(look.width, look.height)
     width, height = max(round(look.width * scale), 1), max(round(look.height * scale), 1)
-    # Averaging keeps small people from breaking up into aliases; it only exists for shrinking.
-    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-    small = cv2.resize(part, (width, height), interpolation=method)
+    small = _resized(part, width, height)
     last = STRIDES[-1]
     rows, columns = -(-height // last) * last, -(-width // last) * last
     picture = np.zeros((1, 3, rows, columns), np.float32)
-    picture[0, :, :height, :width] = ((small - MEAN) / SPREAD).transpose(2, 0, 1)
+    for channel, plane in enumerate(cv2.split(small)):
+        picture[0, channel, :height, :width] = cv2.LUT(plane, LEVELS[channel])
     found = network.run(picture, *OUTPUTS)
     boxes, scores = [], []
     for stride, classes, distances in zip(STRIDES, found[:3], found[3:], strict=True):
@@ -70,6 +71,15 @@ def people(network: OnnxNetwork, image: U8, look: Look, min_score: float) -> tup
     size = np.array([look.width, look.height, look.width, look.height])
     placed = np.clip(np.concatenate(boxes), 0, ends) / ends * size + [look.x, look.y, look.x, look.y]
     return placed.astype(np.float32), np.concatenate(scores).astype(np.float32)
+
+
+def _resized(part: U8, width: int, height: int) -> U8:
+    """Averaging keeps small people from breaking up into aliases; it only exists for shrinking. By exactly two it is
+    many times faster than by anything else."""
+    if part.shape[1] >= 2 * width and not (part.shape[0] % 2 or part.shape[1] % 2):
+        part = np.asarray(cv2.resize(part, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA), np.uint8)
+    method = cv2.INTER_AREA if width < part.shape[1] else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(part, (width, height), interpolation=method), np.uint8)
 
 
 def _expected(logits: F32) -> F32:

@@ -82,5 +82,6 @@ class Roi(NamedTuple):
             borderMode=cv2.BORDER_CONSTANT,
             borderValue=(0, 0, 0),
         )
-        found: F32 = np.multiply(patch[None, :, :, ::-1], np.float32(1 / 255), dtype=np.float32)
+        colours = cv2.cvtColor(patch, cv2.COLOR_BGR2RGB)
+        found: F32 = np.multiply(colours[None], np.float32(1 / 255), dtype=np.float32)
         return found
