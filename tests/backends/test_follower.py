@@ -62,9 +62,9 @@ class Stage:
         places[:, :2] = np.array([x, 180], np.float32) + SHAPE * 2 * SIZE
         wanted = Roi(x, 180.0, 2.5 * SIZE, 1.0, 0.0)
         flat = np.zeros((256, 256), np.float32)
-        return Sighting(places, places, np.ones(33, np.float32), 0.9 if near else 0.1, flat, roi, wanted)
+        return Sighting(places, places, np.ones(33, np.float32), 0.9 if near else 0.1, flat, roi, wanted, 0.6)
 
-    def sighting(self, image: Any, box: F32) -> Sighting:
+    def sighting(self, image: Any, box: F32, *, thorough: bool) -> Sighting:
         return self.look(image, Roi.of_box(box))
 
 

@@ -18,12 +18,13 @@ from typing import Any
 import numpy as np
 
 from stages.backends.blazepose.detector import PersonDetector
+from stages.backends.blazepose.evidence import LEAST, belief, evidence, same_body
 from stages.backends.blazepose.landmarks import NUMBER, LandmarkNetwork, Sighting, body_box
 from stages.backends.blazepose.looks import SIZE, likeness, look
 from stages.backends.blazepose.options import Options
 from stages.backends.blazepose.roi import Roi
 from stages.backends.blazepose.scene import Change, change, small
-from stages.backends.blazepose.suppress import overlaps, similarity
+from stages.backends.blazepose.suppress import overlaps
 from stages.protocols import Report
 from stages.records import F32, U8, Detections, Frame, People
 from stages.transport.wire import pack_value, unpack_value
@@ -36,8 +37,7 @@ TRIED_FOR, SURE_TRIED_FOR = 20, 5
 """Frames for which it is not asked; fewer where the detector's score is at least `SURE`."""
 SURE = 0.6
 BEGINS = 0.45
-"""Score of a detection from which somebody is followed: to look at whom nobody will believe in costs as much as at
-anybody else. In a picture that stands alone everybody counts."""
+"""Belief (`evidence.belief`) in somebody from which he is followed. In a picture that stands alone everybody counts."""
 COASTS = 8
 """Frames for which somebody who is hidden is looked for where he must be."""
 UNCONFIRMED = 50
@@ -222,10 +222,7 @@ class LandmarkFollower:
         return sorted(kept, key=lambda s: s.person.tracklet)
 
     def _is_there(self, sighting: Sighting, others: Sequence[Seen]) -> bool:
-        if not others:
-            return False
-        places = np.stack([other.sighting.image[:, :2] for other in others])
-        return bool(similarity(sighting.image[:, :2], places).max() > self._options.max_similarity)
+        return any(same_body(sighting, other.sighting, self._options.max_similarity) for other in others)
 
     # -- what the detector has to say ----------------------------------------------------------------------
 
@@ -246,7 +243,8 @@ class LandmarkFollower:
         for index, one in enumerate(seen):
             person = one.person
             if index in taken:
-                person.score += 0.3 * (float(found.scores[taken[index]]) - person.score)
+                thought = belief(one.sighting, float(found.scores[taken[index]]))
+                person.score += 0.3 * (thought - person.score)
                 person.unseen = 0
             else:
                 person.unseen += 1
@@ -264,7 +262,7 @@ class LandmarkFollower:
 
         def sighting(index: int) -> Sighting:
             if index not in looked:
-                looked[index] = network.sighting(frame.image, found.boxes[index])
+                looked[index] = network.sighting(frame.image, found.boxes[index], thorough=alone)
             return looked[index]
 
         still_lost = []
@@ -280,16 +278,17 @@ class LandmarkFollower:
             seen.append(again)
         for one in seen:
             self._go_on(one, expected.get(one.person.tracklet))
-        for index in left:
+        # Of several sightings of one person the best stays.
+        for index in sorted(left, key=lambda i: -evidence(sighting(i), float(found.scores[i]))):
             score = float(found.scores[index])
-            if len(seen) >= self._options.max_people or (score < BEGINS and not alone):
+            if len(seen) >= self._options.max_people:
                 continue
-            new = self._new(frame.image, sighting(index), score, seen, known)
-            if new is None:
+            added = self._new(frame.image, sighting(index), score, seen, known, alone=alone)
+            if added is None:
                 lasts = SURE_TRIED_FOR if score >= SURE else TRIED_FOR
                 known.tried.append((frame.index + lasts, [float(value) for value in found.boxes[index]]))
             else:
-                seen.append(new)
+                seen.append(added)
         return seen, still_lost
 
     def _go_on(self, seen: Seen, expected: Roi | None) -> None:
@@ -323,15 +322,20 @@ class LandmarkFollower:
         return None, -1
 
     def _new(
-        self, image: U8, sighting: Sighting, score: float, seen: Sequence[Seen], known: Knowledge
+        self, image: U8, sighting: Sighting, score: float, seen: Sequence[Seen], known: Knowledge, *, alone: bool
     ) -> Seen | None:
         """Somebody whom nobody explains; None if there is nobody, or somebody who has been seen already."""
-        if sighting.presence < self._options.min_presence or self._is_there(sighting, seen):
+        believed = belief(sighting, score)
+        if sighting.presence < self._options.min_presence or evidence(sighting, score) < LEAST:
+            return None
+        if (believed < BEGINS and not alone) or self._is_there(sighting, seen):
             return None
         # Below, he is in this picture, and in no other unless the detector sees him again.
-        unseen = 0 if score >= BEGINS else UNCONFIRMED
+        unseen = 0 if believed >= BEGINS else UNCONFIRMED
         still = np.zeros(2, np.float32)
-        person = Person(known.next_tracklet, sighting.next_roi, still, np.zeros(SIZE, np.float32), score, unseen)
+        person = Person(
+            known.next_tracklet, sighting.next_roi, still, np.zeros(SIZE, np.float32), believed, unseen
+        )
         known.next_tracklet += 1
         one = self._seen(image, person, sighting)
         person.appearance = one.appearance

@@ -8,9 +8,11 @@ import cv2
 import numpy as np
 
 from stages.backends.blazepose import models
+from stages.backends.blazepose.masks import mask_box
 from stages.backends.blazepose.network import Network
 from stages.backends.blazepose.options import Options
 from stages.backends.blazepose.roi import Roi
+from stages.backends.blazepose.suppress import overlaps
 from stages.protocols import Report
 from stages.records import F32, U8
 
@@ -33,6 +35,20 @@ PEAK = 0.5
 VISIBLE = 0.5
 """Visibility from which a landmark counts for the person's box."""
 HEAD = np.arange(11)
+LIMBS = np.array([*range(11, 17), *range(23, 29)])
+"""From shoulders to wrists and from hips to ankles."""
+PASSES = 4
+"""Most passes from one beginning."""
+SETTLED = 0.06
+"""Change of the square, as a share of its side, below which the next pass would see the same."""
+SURE, UNSURE = 0.7, 0.5
+"""Clarity from which no other beginning is tried, and below which turned ones are."""
+LARGER = 1.6
+"""Side of the second square on which a sighting is begun, in sides of the box."""
+TURNS = ((-1.0, 0.0), (0.0, 1.0), (0.0, -1.0))
+"""Cosine and sine: upside down, and on either side."""
+TURN = 0.1
+"""How much better what began on a turned square must be: most people are upright."""
 HIPS, SHOULDERS = slice(23, 25), slice(11, 13)
 MARGIN = 0.06
 """Widening of the box on each side, as a share of its longer side: landmarks lie inside the body."""
@@ -46,7 +62,8 @@ class Sighting:
     camera; ``world`` (33, 3) float32 metres from the middle of the hips, x right, y down, z away from the camera;
     ``visibility`` (33,) float32 in [0, 1]; ``presence`` in [0, 1]: whether there is somebody; ``mask`` (256, 256)
     float32 in [0, 1]: how likely each pixel of the square is the person's; ``roi``: the square; ``next_roi``: the
-    square that the person himself asks for, here or in the next frame.
+    square that the person himself asks for, here or in the next frame; ``clarity`` in [0, 1]: how clearly the arms and
+    legs stand out, the mean of their heatmaps' peaks.
     """
 
     image: F32
@@ -56,6 +73,7 @@ class Sighting:
     mask: F32 | None
     roi: Roi
     next_roi: Roi
+    clarity: float
 
 
 class LandmarkNetwork:
@@ -81,10 +99,40 @@ class LandmarkNetwork:
         report("pose landmarks", 1.0)
         return loaded
 
-    def sighting(self, image: U8, box: F32) -> Sighting:
-        """The person in a detection's box (4,): a pass on the upright square around it says how the person lies in
-        it, and a second one, on the square that the first asks for, is the answer."""
-        return self.look(image, self.look(image, Roi.of_box(box)).next_roi)
+    def sighting(self, image: U8, box: F32, *, thorough: bool) -> Sighting:
+        """The person in a detection's box (4,) x0 y0 x1 y1 in pixels.
+
+        A pass on the upright square around it says how the person lies in it, and a second one, on the square that the
+        first asks for, is the answer: that is enough where more frames follow. ``thorough`` is for pictures that stand
+        alone. Begun on the upright square around the box, each pass says how the person lies in it, and the next looks
+        there, until they agree. Where what comes out is not sure, the same is begun on a larger square too, since of
+        somebody cut by the frame or hidden from the hips down the box has only a part; and then on its sides and upside
+        down, for somebody in the air. The clearest wins that has its mask where the box is.
+        """
+        if not thorough:
+            return self.look(image, self.look(image, Roi.of_box(box)).next_roi)
+        best = self._settled(image, Roi.of_box(box))
+        if best.clarity < SURE:
+            larger = self._settled(image, Roi.of_box(box, LARGER))
+            best = max(best, larger, key=lambda seen: _fitness(seen, box))
+        if best.clarity < UNSURE:
+            upright = Roi.of_box(box)
+            turned = [self.look(image, upright._replace(cos=cos, sin=sin)) for cos, sin in TURNS]
+            other = max(turned, key=lambda seen: _fitness(seen, box))
+            if _fitness(other, box) > _fitness(best, box):
+                other = self._settled(image, other.next_roi)
+                if _fitness(other, box) > _fitness(best, box) + TURN:
+                    best = other
+        return best
+
+    def _settled(self, image: U8, roi: Roi) -> Sighting:
+        """Where passes begun on ``roi`` lead to."""
+        seen = self.look(image, roi)
+        for _ in range(PASSES - 1):
+            if seen.roi.near(seen.next_roi, SETTLED):
+                break
+            seen = self.look(image, seen.next_roi)
+        return seen
 
     def look(self, image: U8, roi: Roi) -> Sighting:
         """One pass of the network on a square of an image (H, W, 3) uint8 BGR."""
@@ -100,7 +148,14 @@ class LandmarkNetwork:
             mask=_sigmoid(masks[0].reshape(INPUT, INPUT)) if masks else None,
             roi=roi,
             next_roi=Roi.around(placed[CENTRE], placed[CIRCLE]),
+            clarity=float(_sigmoid(heatmaps[0].reshape(-1, points.shape[0])[:, LIMBS].max(axis=0)).mean()),
         )
+
+
+def _fitness(seen: Sighting, box: F32) -> float:
+    """How well a sighting is of the person in a box: whether it is clear, and whether its mask fills the box."""
+    around = mask_box(seen.mask, seen.roi)
+    return seen.clarity + (0.0 if around is None else 0.5 * float(overlaps(box, around[None])[0]))
 
 
 def refine(points: F32, heatmaps: F32) -> F32:

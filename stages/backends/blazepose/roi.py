@@ -32,10 +32,16 @@ class Roi(NamedTuple):
         return cls(float(centre[0]), float(centre[1]), 2 * ENLARGE * radius, -dy / radius, dx / radius)
 
     @classmethod
-    def of_box(cls, box: F32) -> Roi:
-        """The upright square around a detection's box (4,) x0 y0 x1 y1 in pixels."""
+    def of_box(cls, box: F32, enlarge: float = ENLARGE) -> Roi:
+        """The upright square around a detection's box (4,) x0 y0 x1 y1 in pixels, ``enlarge`` times as long as it."""
         x0, y0, x1, y1 = (float(value) for value in box)
-        return cls((x0 + x1) / 2, (y0 + y1) / 2, max(ENLARGE * max(x1 - x0, y1 - y0), 1e-3), 1.0, 0.0)
+        return cls((x0 + x1) / 2, (y0 + y1) / 2, max(enlarge * max(x1 - x0, y1 - y0), 1e-3), 1.0, 0.0)
+
+    def near(self, other: Roi, share: float) -> bool:
+        """Whether the other square has the same corners, but for ``share`` of the side."""
+        away = np.hypot(other.x - self.x, other.y - self.y)
+        turned = np.hypot(other.cos - self.cos, other.sin - self.sin) / 2
+        return bool(away / self.side + turned + abs(other.side / self.side - 1) / 2 < share)
 
     @property
     def rotation(self) -> F32:
