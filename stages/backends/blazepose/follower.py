@@ -139,7 +139,8 @@ class LandmarkFollower:
         chosen = Options.from_mapping(options)
         detector = PersonDetector.load(options, report)
         names = ("heavy", "full") if chosen.landmarks == "auto" else (chosen.landmarks,)
-        networks = [LandmarkNetwork.load(name, chosen, report) for name in names]
+        # Masks cost a quarter of a pass: they are for pictures that stand alone.
+        networks = [LandmarkNetwork.load(name, chosen, report, masks=name == names[0]) for name in names]
         return cls(networks[0], networks[-1], detector, chosen)
 
     def follow(self, frame: Frame, found: Detections, state: bytes) -> tuple[People, bytes]:

@@ -16,9 +16,11 @@ GRID = 64
 """Points along each side at which masks are compared."""
 
 
-def mask_box(mask: F32, roi: Roi) -> F32 | None:
+def mask_box(mask: F32 | None, roi: Roi) -> F32 | None:
     """The box (4,) x0 y0 x1 y1 in pixels of the frame around a mask (S, S) of a square, but for the outermost hundredth
     of the mask on each side; None where there is none."""
+    if mask is None:
+        return None
     rows, columns = np.nonzero(mask >= INSIDE)
     if len(rows) < LEAST * mask.size:
         return None
@@ -28,9 +30,11 @@ def mask_box(mask: F32, roi: Roi) -> F32 | None:
     return found
 
 
-def shared_mask(first: F32, first_roi: Roi, second: F32, second_roi: Roi) -> float:
+def shared_mask(first: F32 | None, first_roi: Roi, second: F32 | None, second_roi: Roi) -> float:
     """How much of two masks (S, S), each of a square of its own, is one: the part of the frame that is in both, as a
-    share of that in either."""
+    share of that in either; 0 if a mask was not computed."""
+    if first is None or second is None:
+        return 0.0
     ours, theirs = _coarse(first), _coarse(second)
     rows, columns = np.nonzero(ours)
     cells = np.stack([columns, rows], axis=1).astype(np.float32) + np.float32(0.5)
