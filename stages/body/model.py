@@ -32,8 +32,9 @@ _PARENTS = np.array([max(parent, 0) for parent in JOINT_PARENTS])
 _DEPTH = [0]
 for _parent in JOINT_PARENTS[1:]:
     _DEPTH.append(_DEPTH[_parent] + 1)
-_LEVELS = [np.flatnonzero(np.array(_DEPTH) == depth) for depth in range(1, max(_DEPTH) + 1)]
-"""Joints that are equally far from the root: they are posed at once."""
+_EQUALLY_DEEP = [np.flatnonzero(np.array(_DEPTH) == depth) for depth in range(1, max(_DEPTH) + 1)]
+_LEVELS = [(level, _PARENTS[level]) for level in _EQUALLY_DEEP]
+"""Joints that are equally far from the root, which are posed at once, and their parents."""
 
 
 @dataclass(frozen=True)
@@ -127,15 +128,13 @@ class LinearBody:
 def forward_kinematics(pose: F64, rest: F64) -> tuple[F64, F64]:
     """World rotations (24, 3, 3) and joints (24, 3) relative to the root, of ``pose`` (24, 3, 3) over the
     rest joints ``rest`` (24, 3)."""
-    rotations = np.empty_like(pose)
-    joints = np.zeros_like(rest)
-    rotations[0] = pose[0]
-    bones = rest - rest[_PARENTS]
-    for level in _LEVELS:
-        above = rotations[_PARENTS[level]]
-        rotations[level] = above @ pose[level]
-        joints[level] = joints[_PARENTS[level]] + (above @ bones[level, :, None])[..., 0]
-    return rotations, joints
+    placed = np.zeros((len(pose), 4, 4))
+    placed[:, :3, :3] = pose
+    placed[1:, :3, 3] = rest[1:] - rest[_PARENTS[1:]]
+    placed[:, 3, 3] = 1.0
+    for level, above in _LEVELS:
+        placed[level] = placed[above] @ placed[level]
+    return placed[:, :3, :3].copy(), placed[:, :3, 3].copy()
 
 
 def load_body(options: Mapping[str, Any]) -> LinearBody:
