@@ -204,6 +204,8 @@ class Runner:
 
         try:
             place = future.result()
+        except Interrupted:
+            raise
         except places.PlaceError as error:
             self._close(VideoResult(video, video.name, error="cannot-resume", message=str(error)))
             return
@@ -212,6 +214,11 @@ class Runner:
             return
         except OSError as error:
             self._close(VideoResult(video, video.name, error="folder-or-file-unusable", message=str(error)))
+            return
+        except Exception as error:  # noqa: BLE001  (one video's trouble must not be the others')
+            self._log.error("defect", source=str(video), error=repr(error))
+            text = f"{type(error).__name__}: {error}: please report this"
+            self._close(VideoResult(video, video.name, error="internal", message=text))
             return
         for note in place.notes:
             self._view.note(note)
@@ -298,17 +305,26 @@ class Runner:
         seen: set[Path] = set()
         found = []
         for video in videos:
-            real = video.resolve()
+            real = Path(os.path.realpath(video))
             if real in seen:
                 self._view.note(f"{video} is given twice: done once")
                 continue
             seen.add(real)
             self._order.append(video)
-            if video.exists():
-                found.append(video)
+            message = f"{video}: no such file"
+            try:
+                os.stat(video)
+            except (FileNotFoundError, NotADirectoryError):
+                if video.is_symlink():
+                    message = f"{video} is a link to {os.readlink(video)}, which is not there"
+                error = "no-such-file"
+            except OSError as problem:  # links that lead in a circle, a folder that may not be entered, ...
+                error, message = "unreadable-file", f"{video} cannot be read: {problem.strerror}"
             else:
-                self._open += 1
-                self._close(VideoResult(video, video.name, error="no-such-file", message=f"{video}: no such file"))
+                found.append(video)
+                continue
+            self._open += 1
+            self._close(VideoResult(video, video.name, error=error, message=message))
         return found
 
     def _plan(self, video: Path) -> places.Place:
@@ -349,6 +365,8 @@ class Runner:
         """Results that are there already; those exports that an interrupted run owes them are made."""
         try:
             found = summary.read_summary(place.results)
+            if damage := summary.damage(found):
+                raise summary.SummaryError(damage)
             owed = [name for name in self._options.exports if name not in found["exports"]]
             held = places.reopen(place.results) if owed or place.work.is_dir() else None
         except (summary.SummaryError, KeyError, TypeError, OSError) as error:

@@ -28,7 +28,8 @@ Where results go:
   The results of clip.mp4 go to DIR/clip/: summary.json, frames.msgpack and the exports. Nothing that is
   there is overwritten: a name that is taken gives way to clip-2, and it is said why. --fresh replaces
   finished results of the same content. Until they are finished, the work stands in
-  DIR/clip.poseward-work/, and --resume goes on from there, whatever ended the run before.
+  DIR/clip.poseward-work/, and --resume goes on from there, whatever ended the run before. Without it such
+  work is named and kept, and the new run goes to clip-2; --fresh begins it afresh.
 
 \b
 Examples:
@@ -46,7 +47,7 @@ Exit codes: 0 all done; 1 a video or an export failed; 2 wrong usage or configur
     "-o", "--output", type=click.Path(path_type=Path), metavar="DIR", help="Results folder [default: results]."
 )
 @click.option("--resume", is_flag=True, help="Continue an interrupted run; leave finished results as they are.")
-@click.option("--fresh", is_flag=True, help="Replace finished results of the same video.")
+@click.option("--fresh", is_flag=True, help="Replace finished results, and interrupted work, of the same video.")
 @click.option("--export", "exports", multiple=True, metavar="NAME", help="Also write this, or several: bvh,glb.")
 @click.option("--no-exports", is_flag=True, help="Write frames.msgpack and summary.json only.")
 @click.option("--no-vertices", is_flag=True, help="Leave the surfaces out of frames.msgpack (much smaller).")

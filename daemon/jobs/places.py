@@ -7,7 +7,7 @@ the journal. The rules, for each video:
   to ``clip-2``, ``clip-3`` and so on, and it is said why;
 - ``fresh`` replaces the finished results of the same content, once the new ones are whole;
 - ``resume`` continues the work folder of the same content, and leaves finished results of it as they are;
-- without ``resume``, a work folder of the same content that nobody uses is named and begun afresh.
+- without either, what an interrupted run has left of the same content is kept, and the name counts as taken.
 
 What "the same content" is, is said by a hash and not by a path.
 """
@@ -187,7 +187,7 @@ def choose(
         if _is_occupied(found, resume=resume, fresh=fresh):
             continue
         occupied = partial(_is_occupied, found, resume=resume, fresh=fresh)
-        if found.done or _take_work(found, relevant, resume=resume, occupied=occupied):
+        if found.done or _take_work(found, relevant, resume=resume, keep=not fresh, occupied=occupied):
             return found
 
 
@@ -306,10 +306,15 @@ def _remove(work: Path) -> None:
 
 
 def _take_work(
-    found: Place, relevant: Mapping[str, Any], *, resume: bool, occupied: Callable[[], bool] = lambda: False
+    found: Place,
+    relevant: Mapping[str, Any],
+    *,
+    resume: bool,
+    keep: bool = False,
+    occupied: Callable[[], bool] = lambda: False,
 ) -> bool:
-    """Lock the work folder and make it ready; False where it belongs to another run or video, or where another run
-    has put its results into place just before the lock was had."""
+    """Lock the work folder and make it ready; False where it belongs to another run or video, where another run
+    has put its results into place just before the lock was had, or where there is work in it to ``keep``."""
     if not _lock(found):
         return False
     owner = _read_owner(found.work)
@@ -330,10 +335,15 @@ def _take_work(
         shutil.rmtree(found.work / FINISHED, ignore_errors=True)
         found.resumed = True
         return True
-    if owner is not None:
+    if owner is not None and keep and found.job.is_dir() and any(found.job.iterdir()):
         found.notes.append(
-            f"{found.work} is left from an interrupted run: begun afresh (--resume would have continued it)"
+            f"{found.work} is left from an interrupted run and is kept: stop and use --resume to continue it, or"
+            " --fresh to begin it afresh; this run goes to another name"
         )
+        found.release()
+        return False
+    if owner is not None:
+        found.notes.append(f"{found.work} is left from an interrupted run: begun afresh")
     for part in (JOB, FINISHED, OVERLAY):
         shutil.rmtree(found.work / part, ignore_errors=True)
     found.job.mkdir()
@@ -352,7 +362,7 @@ def _check_settings(found: Place, owner: Mapping[str, Any], relevant: Mapping[st
         found.release()
         raise PlaceError(
             f"{found.work} was begun with other settings ({'; '.join(changed)}): "
-            "run with those, or without --resume to begin afresh"
+            "run with those, or with --fresh to begin afresh"
         )
 
 

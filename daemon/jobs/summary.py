@@ -162,11 +162,25 @@ def read_summary(folder: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise SummaryError(f"{path}: {error.strerror}; is {folder} a results folder?") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SummaryError(f"{path}: not JSON: {error}") from error
     if not isinstance(content, dict) or content.get("poseward") != VERSION:
         raise SummaryError(f"{path}: not a summary of this version of Poseward")
     return content
+
+
+_SHAPE: Mapping[str, type | tuple[type, ...]] = {
+    "input": dict, "frames": int, "people": int, "tracks": int, "failed_frames": list, "seconds": dict,
+    "wall_seconds": (int, float), "restarts": list, "exports": dict,
+}  # fmt: skip
+
+
+def damage(content: Mapping[str, Any]) -> str:
+    """What is wrong with a summary that `read_summary` took; empty where every field that is counted on stands."""
+    for name, kind in _SHAPE.items():
+        if not isinstance(content.get(name), kind):
+            return f"{name} is missing" if name not in content else f"{name} is {content[name]!r}"
+    return ""
 
 
 def place(source: Path, target: Path) -> None:

@@ -277,13 +277,80 @@ def test_finished_work_of_a_failed_run_is_kept_and_resumed(bench: Bench) -> None
     assert bench.names() == ["clip"]
 
 
-def test_without_resume_what_is_left_is_named_and_begun_afresh(bench: Bench) -> None:
+def test_without_resume_what_is_left_is_named_first_and_kept_unless_fresh(bench: Bench) -> None:
     video = bench.video("clip.mp4", "half")
     bench.runner().run([video])
+    journal = bench.results / "clip.poseward-work" / "job" / "journal"
     bench.lines.clear()
     bench.runner().run([video])
-    assert "left from an interrupted run" in bench.said
-    assert "--resume" in bench.said
+    assert "left from an interrupted run and is kept" in bench.said
+    assert bench.said.index("--resume") < bench.said.index("64x48")  # before the work began
+    assert journal.read_text() == "precious"
+    assert bench.names() == ["clip-2.poseward-work", "clip.poseward-work"]
+    journal.write_text("older")
+    bench.runner(fresh=True).run([video])
+    assert journal.read_text() == "precious"
+
+
+def test_each_argument_has_an_outcome_of_its_own(bench: Bench) -> None:
+    circle, gone, long = bench.folder / "a.mp4", bench.folder / "gone.mp4", bench.folder / ("x" * 300 + ".mp4")
+    circle.symlink_to("b.mp4")
+    (bench.folder / "b.mp4").symlink_to("a.mp4")
+    gone.symlink_to("nowhere.mp4")
+    good = bench.video("good.mp4", "good")
+    below = good / "clip.mp4"
+    results = bench.runner().run([circle, gone, long, below, good])
+    assert [result.error for result in results] == [
+        "unreadable-file", "no-such-file", "unreadable-file", "no-such-file", None,
+    ]  # fmt: skip
+    assert "symbolic links" in results[0].message and "nowhere.mp4" in results[1].message
+    assert bench.names() == ["good"]
+
+
+def test_what_may_not_be_read_loses_no_batch(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed, good = bench.video("closed.mp4", "a"), bench.video("good.mp4", "good")
+    real = os.stat
+
+    def stat(path: Any, *rest: Any, **named: Any) -> os.stat_result:
+        if path == closed:  # as in a folder that may not be entered; permissions do not stop root
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path, *rest, **named)
+
+    monkeypatch.setattr(os, "stat", stat)
+    first, second = bench.runner().run([closed, good])
+    assert (first.error, second.error) == ("unreadable-file", None)
+    assert "Permission denied" in first.message
+
+
+def test_a_defect_in_reading_one_video_is_its_own(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    identify = summary.identify
+
+    def failing(source: Path, *rest: Any) -> dict[str, Any]:
+        if source.name == "odd.mp4":
+            raise RuntimeError("what nobody has thought of")
+        return identify(source, *rest)
+
+    monkeypatch.setattr(summary, "identify", failing)
+    odd, good = bench.runner().run([bench.video("odd.mp4", "a"), bench.video("good.mp4", "good")])
+    assert (odd.error, good.error) == ("internal", None)
+    assert "what nobody has thought of" in odd.message
+
+
+@pytest.mark.parametrize("change", [{"frames": None}, {"restarts": 3}, {"seconds": []}, {"exports": "x"}])
+def test_a_damaged_summary_of_earlier_results_is_one_videos_outcome(bench: Bench, change: dict[str, Any]) -> None:
+    first = bench.video("clip.mp4", "a")
+    bench.runner().run([first])
+    found = summary.read_summary(bench.results / "clip")
+    summary.write_summary(bench.results / "clip", {**found, **change})
+    code = execute(
+        [first, bench.video("other.mp4", "b")],
+        load(environ={"XDG_CONFIG_HOME": "/nonexistent"}),
+        Options(bench.results, resume=True),
+        factory=bench.factory,
+        exporter=bench.export,
+    )
+    assert code == 1
+    assert bench.names() == ["clip", "other"]
 
 
 def test_resume_refuses_other_settings(bench: Bench) -> None:
