@@ -21,7 +21,7 @@ from daemon.jobs import summary
 from daemon.jobs.finishing import Ahead, Exporter
 from daemon.jobs.images import ImageFailed
 from daemon.jobs.reloading import Reloading
-from daemon.jobs.store import StoredJob
+from daemon.jobs.store import State, StoredJob, StoreError
 from daemon.settings.loading import Loaded
 from daemon.settings.schema import Settings
 from daemon.telemetry import health, log_lines, logs
@@ -89,6 +89,8 @@ class Service:
         self._incidents: deque[str] = deque(maxlen=20)
         self._spills = SpillWatch(loaded.settings.stages)
         self._due: dict[str, float] = {}
+        self._store_trouble = ""
+        self._known_counts = {state.value: 0 for state in State}
         self._cleanup = contextlib.ExitStack()
         with contextlib.ExitStack() as stack:
             self._parts = assemble(self, loaded, exporter, stack, factory, beside)
@@ -155,6 +157,10 @@ class Service:
     def health(self) -> dict[str, Any]:
         """Only in the loop."""
         problems = list(self._spills.problems)
+        counts = self._counts()
+        jobs = self._running_jobs()
+        if self._store_trouble:
+            problems.append(f"job store: {self._store_trouble}")
         if self._parts.clock.doubt is not None:
             problems.append(self._parts.clock.doubt)
         if self._parts.scheduler.problem:
@@ -167,8 +173,8 @@ class Service:
             "uptime": time.monotonic() - self._began,
             "draining": self._parts.scheduler.draining,
             "clients": self._parts.server.connections,
-            "queue": self._parts.store.counts(),
-            "jobs": [self.job_map(job) for job in self._running_jobs()],
+            "queue": counts,
+            "jobs": [self.job_map(job) for job in jobs],
             "drop": drop,
             "incidents": list(self._incidents),
             "api": {"requests": self._parts.where.requests, "events": self._parts.where.events},
@@ -254,7 +260,7 @@ class Service:
             problem = self._parts.scheduler.problem is not None
             self._parts.metrics.update(
                 self._parts.pipeline.status(),
-                self._parts.store.counts(),
+                self._counts(),
                 self._parts.scheduler.draining,
                 problem,
                 self._parts.server.connections,
@@ -281,13 +287,28 @@ class Service:
         self.publish(f"job.{job.id}", {"job": self.job_map(job)})
         self._parts.mailbox.ring()
 
+    def _counts(self) -> dict[str, int]:
+        """Jobs by state; as they last were while the store cannot be read, which is told once and does not end the
+        daemon: jobs in work go on, and what becomes of them is written once the store takes it."""
+        try:
+            self._known_counts = self._parts.store.counts()
+        except StoreError as error:
+            if self._store_trouble != str(error):
+                self._log.error("store", error=error.name, message=str(error))
+                self.publish("daemon", {"state": "store-trouble", "error": error.name, "message": str(error)})
+            self._store_trouble = str(error)
+        else:
+            self._store_trouble = ""
+        return self._known_counts
+
     def _running_jobs(self) -> list[StoredJob]:
-        return [
-            job for name in self._parts.scheduler.running() if (job := self._parts.store.get(name)) is not None
-        ]
+        with contextlib.suppress(StoreError):
+            found = [self._parts.store.get(name) for name in self._parts.scheduler.running()]
+            return [job for job in found if job is not None]
+        return []
 
     def _status_line(self) -> str:
-        counts = self._parts.store.counts()
+        counts = self._counts()
         parts = []
         for job in self._running_jobs():
             progress = self.progress(job.id) or {}

@@ -55,11 +55,11 @@ class Counting:
         self._readers = readers
         self._count = count or (lambda _op, _result: None)
 
-    def handle(self, client: bytes, operation: ms.Operation, blob: bytes) -> Reply | Later:
+    def handle(self, client: bytes, operation: ms.Operation, blob: bytes, own: bool = False) -> Reply | Later:
         if isinstance(operation, ms.Results | ms.File | ms.Frames):
             self._readers.reads(operation.job)
         try:
-            made = self._handler.handle(client, operation, blob)
+            made = self._handler.handle(client, operation, blob, own)
         except ApiError as error:
             self._count(operation.op, error.name)
             raise

@@ -63,23 +63,23 @@ class Operations:
         self._slow = ThreadPoolExecutor(1, "pw-digest")
         self._events = FrameEvents(port, store, self._streams)
 
-    def handle(self, client: bytes, operation: ms.Operation, blob: bytes) -> Reply | Later:
-        """Do one operation.
+    def handle(self, client: bytes, operation: ms.Operation, blob: bytes, own: bool = False) -> Reply | Later:
+        """Do one operation; ``own``: for somebody who has the daemon's own rights on this machine.
 
         Raises:
             ApiError: it is refused.
         """
         try:
-            return self._handle(client, operation, blob)
+            return self._handle(client, operation, blob, own)
         except StoreError as error:
             raise ApiError(error.name, str(error)) from error
 
-    def _handle(self, client: bytes, operation: ms.Operation, blob: bytes) -> Reply | Later:
+    def _handle(self, client: bytes, operation: ms.Operation, blob: bytes, own: bool) -> Reply | Later:
         match operation:
             case ms.Hello():
                 return self._port.hello(), None
             case ms.Submit():
-                return self._submit(operation)
+                return self._submit(operation, own)
             case ms.Upload():
                 return self._uploads.begin(operation.name, operation.size, operation.sha256).as_map(), None
             case ms.Chunk():
@@ -132,7 +132,7 @@ class Operations:
 
     # -- jobs ------------------------------------------------------------------------------------------
 
-    def _submit(self, asked: ms.Submit) -> Reply:
+    def _submit(self, asked: ms.Submit, own: bool) -> Reply:
         settings = self._port.loaded.settings.api
         if asked.key is not None and (known := self._store.by_key(asked.key)) is not None:
             return {"job": self._port.job_map(known), "new": False}, None
@@ -160,7 +160,7 @@ class Operations:
             path, name, origin = self._uploads.used(upload), upload.name, "upload"
         else:
             assert asked.path is not None
-            path, origin = resolve(asked.path, settings.roots), "api"
+            path, origin = resolve(asked.path, None if own else settings.roots), "api"
             name = path.name
         wanted = Submission(
             str(path), (asked.name or name).replace("\0", "_"), origin, asked.priority, asked.key, options

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,8 +30,8 @@ def _slashes(rest: str) -> str:
     return rest.replace("\\", "/")
 
 
-def resolve(path: str, roots: Sequence[str]) -> Path:
-    """The real path of a submitted one, links resolved.
+def resolve(path: str, roots: Sequence[str] | None) -> Path:
+    """The real path of a submitted one, links resolved. Without ``roots`` any that this process may reach.
 
     Raises:
         ApiError: ``path-refused`` where it is relative, below none of ``roots``, or neither file nor folder;
@@ -45,17 +46,21 @@ def resolve(path: str, roots: Sequence[str]) -> Path:
         )
     try:
         real = asked.resolve(strict=False)
-        allowed = [Path(root).expanduser().resolve() for root in roots]
+        allowed = [Path(root).expanduser().resolve() for root in roots or ()]
     except (OSError, RuntimeError) as error:
         raise ApiError("path-refused", f"{path!r}: {error}") from error
     # Before looking whether it exists: a stranger must not learn what is outside.
-    if not any(real.is_relative_to(root) for root in allowed):
+    if roots is not None and not any(real.is_relative_to(root) for root in allowed):
         raise ApiError(
             "path-refused",
             f"{real} is outside of api.roots ({', '.join(map(str, allowed))}): add its folder there, or upload it",
         )
-    if not real.exists():
-        raise ApiError("no-such-file", f"{real}: no such file on the daemon's machine")
-    if not (real.is_file() or real.is_dir()):
+    try:
+        mode = real.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        raise ApiError("no-such-file", f"{real}: no such file on the daemon's machine") from None
+    except OSError as error:
+        raise ApiError("path-refused", f"{real}: {error.strerror}") from error
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
         raise ApiError("path-refused", f"{real} is neither a file nor a folder of images")
     return real

@@ -62,7 +62,7 @@ class Later:
 class Handler(Protocol):
     """Does what is asked; see `daemon.api.operations`."""
 
-    def handle(self, client: bytes, operation: Operation, blob: bytes) -> Reply | Later: ...
+    def handle(self, client: bytes, operation: Operation, blob: bytes, own: bool = False) -> Reply | Later: ...
     def subscribed(self, topic: str, wanted: bool) -> None: ...
     def changed(self, job: str) -> Iterable[tuple[str, dict[str, Any]]]: ...
     def gone(self, client: bytes) -> None: ...
@@ -183,7 +183,7 @@ class Server:
             if not 1 <= len(parts) <= 2:
                 raise ApiError("bad-request", f"{len(parts)} parts; a request has one, or two with a blob")
             request = read_request(parts[0], parts[1] if len(parts) == 2 else None)
-            made = self._handler.handle(client, request.operation, request.blob)
+            made = self._handler.handle(client, request.operation, request.blob, self._sockets.own)
             if isinstance(made, Later):
                 self._defer(client, envelope, request, made)
             else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import socket as socketlib
 import time
 from collections import deque
@@ -53,6 +54,8 @@ class Sockets:
         self.gone: set[bytes] = set()
         """Who is not any more; whoever forgets them takes them out."""
         self._arrived = -1
+        self.own = False
+        """Whether the last request came over a Unix socket from a process of the daemon's own user (or of root)."""
         self._where = where
         self._settings = settings
         self._log = logs.get("api")
@@ -95,6 +98,7 @@ class Sockets:
             return None
         client = frames[0].bytes
         self._arrived = int(frames[0].get(zmq.SRCFD))
+        self.own = self._where.requests.startswith("ipc://") and _is_own(frames[0])
         return client, [frame.bytes for frame in frames[1:]]
 
     def is_deaf(self, client: bytes) -> bool:
@@ -217,6 +221,17 @@ class Sockets:
             if seen != self._keys_seen:
                 self._keys_seen = seen
                 self._authenticator.configure_curve(domain="*", location=str(folder))
+
+
+def _is_own(frame: zmq.Frame) -> bool:
+    """Whether who sent it has the rights of this process. ZeroMQ noted what the kernel says of the other side (its
+    SO_PEERCRED, as ``:uid:gid:pid``) when it connected; where it has not, nobody is trusted."""
+    try:
+        noted = str(frame.get("Peer-Address"))
+    except zmq.ZMQError:
+        return False
+    match = re.fullmatch(r"[^:]*:(\d+):\d+:\d+", noted)
+    return match is not None and int(match[1]) in (0, os.geteuid())
 
 
 def _bind(socket: zmq.Socket[bytes], address: str) -> None:

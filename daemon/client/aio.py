@@ -27,6 +27,8 @@ QUICK = 5.0
 """Seconds that a request which needs no waiting may stay unanswered before it is sent again."""
 LONG = 10.0
 """Seconds of one `wait` or `frames` request; the client asks again as long as its caller likes."""
+QUIET = 5.0
+"""Seconds without an event after which it is asked whether they still come from where they came from."""
 SMALL = 1 << 20
 """Bytes that no daemon refuses as a message."""
 DIGEST = 600.0
@@ -295,14 +297,20 @@ class AsyncClient:
 
     async def events(self, *topics: str) -> AsyncIterator[tuple[str, dict[str, Any]]]:
         """Events whose topic begins with one of ``topics`` (all, without any), as they come, for ever."""
-        if self._events_address is None:
-            self._events_address = events_address(str((await self.hello())["events"]), self.address)
+        where = await self._where_events()
         socket = self._prepare(self._context.socket(zmq.SUB))
         try:
-            socket.connect(self._events_address)
+            socket.connect(where)
             for topic in topics or ("",):
                 socket.subscribe(topic)
             while True:
+                if not await socket.poll(round(QUIET * 1000)):
+                    with contextlib.suppress(ClientError):  # nobody is there at the moment
+                        before, where = where, await self._where_events()
+                        if where != before:  # another daemon has come, which publishes elsewhere
+                            socket.disconnect(before)
+                            socket.connect(where)
+                    continue
                 topic_bytes, body = await socket.recv_multipart()
                 yield topic_bytes.decode(), msgpack.unpackb(body, raw=False)
         except asyncio.CancelledError:
@@ -311,6 +319,10 @@ class AsyncClient:
             raise
         finally:
             socket.close(linger=0)
+
+    async def _where_events(self) -> str:
+        """The address that was given, or that the daemon names which is there now."""
+        return self._events_address or events_address(str((await self.hello())["events"]), self.address)
 
     # -- requests ----------------------------------------------------------------------------------------
 

@@ -25,17 +25,26 @@ class Refused(Exception):  # noqa: N818  (the job is refused, by ``name``)
 
 @dataclass(frozen=True)
 class Prepared:
-    """A job that can be begun in ``place``, or whose results are those of ``earlier``."""
+    """A job that can be begun in ``place``, or whose results are those of ``earlier``, or that waits until the job
+    ``awaits`` has ended."""
 
     identity: Mapping[str, Any]
     place: places.Place | None = None
     earlier: StoredJob | None = None
+    awaits: str | None = None
 
 
-def prepare(job: StoredJob, store: JobStore, loaded: Loaded, check: Callable[[], None]) -> Prepared:
+def prepare(
+    job: StoredJob,
+    store: JobStore,
+    loaded: Loaded,
+    check: Callable[[], None],
+    claim: Callable[[tuple[str, Any]], str | None] = lambda _: None,
+) -> Prepared:
     """Everything about a job that needs reading.
 
     Args:
+        claim: is told the content (hash and stream); returns the job that computes the same at this time, if any.
         check: called between pieces of a large file; may raise to stop.
 
     Raises:
@@ -63,7 +72,10 @@ def prepare(job: StoredJob, store: JobStore, loaded: Loaded, check: Callable[[],
         raise Refused("unreadable-file", f"{source}: {error.strerror}: check who may read it") from error
     if identity["bytes"] == 0:
         raise Refused("empty-file", f"{source}: the file is empty: was it copied whole?")
+    other = claim((identity["sha256"], job.options.get("stream")))
     if not job.options.get("recompute") and job.folder is None:
+        if other is not None:
+            return Prepared(identity, awaits=other)
         for earlier in store.same_content(identity["sha256"]):
             same_stream = earlier.options.get("stream") == job.options.get("stream")
             if earlier.id != job.id and same_stream and _offers(earlier, loaded):

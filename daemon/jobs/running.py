@@ -27,6 +27,8 @@ class Running:
     phase: str = "preparing"
     place: places.Place | None = None
     identity: Mapping[str, Any] = field(default_factory=dict)
+    content: tuple[str, Any] | None = None
+    """What is computed: the hash of the input and its stream. Set once no other job computes the same."""
     future: Future[Any] | None = None
     owed: deque[Callable[[], None]] = field(default_factory=deque)
     """What the store has refused to be told, in order."""

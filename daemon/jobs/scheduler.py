@@ -264,7 +264,7 @@ class Scheduler:
             if taken is not None:
                 running = self._running[job.id] = Running(taken)
                 check = self._check(running)
-                work = partial(prepare, taken, self._store, self._loaded, check)
+                work = partial(prepare, taken, self._store, self._loaded, check, partial(self._claim, running))
                 self._submit(running, self._reader, work)
 
     def _advance(self, running: Running, future: Future[Any]) -> None:
@@ -299,6 +299,11 @@ class Scheduler:
             self._leave(running)
             return
         columns = {"sha256": made.identity["sha256"], "bytes": made.identity["bytes"]}
+        if made.awaits is not None:
+            self._log.info("waits", job=running.job.id, message=f"job {made.awaits} computes the same content")
+            self._store.note(running.job.id, **columns)  # `JobStore.waiting` leaves it out while that one runs
+            self._requeue(running)
+            return
         if made.earlier is not None:
             self._store.note(running.job.id, same_as=made.earlier.id, **columns)
             running.phase = "exporting"
@@ -374,8 +379,11 @@ class Scheduler:
         self._running.pop(running.job.id, None)
 
     def _requeue(self, running: Running) -> None:
-        """The store refused: nothing is decided about the job until it can be written down."""
-        self._store.move(running.job.id, [State.RUNNING], State.QUEUED, started=None)
+        """Back into the queue: the store refused, and nothing is decided about the job until it can be written down;
+        or the same content is computed already."""
+        self._store.move(
+            running.job.id, [State.RUNNING], State.QUEUED, started=None, attempts=running.job.attempts - 1
+        )
         self._release(running)
         self._running.pop(running.job.id, None)
 
@@ -401,6 +409,15 @@ class Scheduler:
             return folder if summary.read_summary(folder).get("job") == job.id else None
         except summary.SummaryError:
             return None
+
+    def _claim(self, running: Running, content: tuple[str, Any]) -> str | None:
+        """The job that computes the same content; without any, ``running`` does. Only in the reader's one thread, so
+        that of two jobs one is the first."""
+        for other in list(self._running.values()):
+            if other is not running and other.content == content and not other.cancelled:
+                return other.job.id
+        running.content = content
+        return None
 
     def _submit(self, running: Running, pool: ThreadPoolExecutor, work: Callable[[], Any]) -> None:
         running.future = pool.submit(work)

@@ -209,8 +209,9 @@ class JobStore:
             return [_job(row) for row in self._database.execute(query, (*values, limit))]
 
     def waiting(self, limit: int) -> list[StoredJob]:
-        """The jobs to be begun next: by priority, then in the order they came."""
-        query = f"{_SELECT} WHERE state = 'queued' ORDER BY priority DESC, number LIMIT ?"
+        """The jobs to be begun next: by priority, then in the order they came. Not those that are known to hold the
+        same content as a job that is running: they get its results when it is done."""
+        query = f"{_SELECT} WHERE state = 'queued' AND NOT ({_AWAITS}) ORDER BY priority DESC, number LIMIT ?"
         with self._database.reading():
             return [_job(row) for row in self._database.execute(query, (limit,))]
 
@@ -312,6 +313,10 @@ class JobStore:
             listener(job)
 
 
+_AWAITS = """folder IS NULL AND sha256 IS NOT NULL AND json_extract(options, '$.recompute') IS NULL AND EXISTS (
+    SELECT 1 FROM jobs AS other WHERE other.state = 'running' AND other.sha256 = jobs.sha256
+    AND json_extract(other.options, '$.stream') IS json_extract(jobs.options, '$.stream'))"""
+"""Of a queued job: it waits for another to end."""
 _SELECT = f"SELECT {', '.join(_COLUMNS)} FROM jobs"
 
 

@@ -201,7 +201,7 @@ def test_what_those_wait_for_who_have_gone_is_forgotten(context: zmq.Context[Any
     gone: list[bytes] = []
 
     class Patient:
-        def handle(self, client: bytes, operation: object, blob: bytes) -> Later:
+        def handle(self, client: bytes, operation: object, blob: bytes, own: bool = False) -> Later:
             return Later(lambda _last: None, 600.0, dropped=lambda: dropped.append(client))
 
         def subscribed(self, topic: str, wanted: bool) -> None: ...

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +15,7 @@ import msgpack
 import pytest
 import zmq
 
-from daemon.client import Client, ClientError
+from daemon.client import Client, ClientError, aio
 
 Answer = Callable[[dict[str, Any], bytes], list[Any]]
 """Takes a request's body and blob; returns the maps and byte strings to be sent back, each as one reply."""
@@ -205,3 +207,36 @@ def test_an_image_that_no_message_holds_is_refused_at_once(fake: Fake, client: C
     with pytest.raises(ClientError, match=r"too-large: .*api\.max_message_mb"):
         client.image(bytes(3 << 20))
     assert [body["op"] for body in fake.asked] == ["hello"]
+
+
+def test_events_go_on_from_the_daemon_that_is_there_now(
+    fake: Fake, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(aio, "QUIET", 0.1)
+    base = tempfile.mkdtemp(prefix="pwe-", dir="/tmp")
+    told = [f"ipc://{base}/first"]
+    fake.answer = lambda _body, _blob: [{"events": told[0]}]
+    context = zmq.Context()
+    stop = threading.Event()
+
+    def publish() -> None:
+        sockets = [context.socket(zmq.PUB) for _ in range(2)]
+        for socket, name in zip(sockets, ("first", "second"), strict=True):
+            socket.bind(f"ipc://{base}/{name}")
+        while not stop.wait(0.02):
+            number = int(told[0].endswith("second"))
+            sockets[number].send_multipart([b"daemon", msgpack.packb({"from": number})])
+
+    thread = threading.Thread(target=publish)
+    thread.start()
+    try:
+        events = client.events()
+        assert next(events)[1] == {"from": 0}
+        told[0] = f"ipc://{base}/second"
+        assert next(found for _, found in events if found["from"] == 1) == {"from": 1}
+        assert next(client.events())[1] == {"from": 1}
+    finally:
+        stop.set()
+        thread.join()
+        context.destroy(linger=0)
+        shutil.rmtree(base)

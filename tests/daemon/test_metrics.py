@@ -165,7 +165,7 @@ def test_requests_are_counted_once_each_and_readers_remembered() -> None:
     counted: list[tuple[str, str]] = []
 
     class Handler:
-        def handle(self, client: bytes, operation: ms.Operation, blob: bytes) -> object:
+        def handle(self, client: bytes, operation: ms.Operation, blob: bytes, own: bool = False) -> object:
             match operation:
                 case ms.Hello():
                     return {}, None

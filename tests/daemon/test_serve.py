@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import threading
 from pathlib import Path
@@ -14,6 +15,7 @@ import psutil
 import pytest
 
 from daemon.client import ClientError
+from daemon.serve import STATUS_EVERY
 from stages.results.stream import encode_record, read_results
 from tests.daemon.daemons import PATIENCE, Daemon, ended, until
 from tests.daemon.disks import disk_at
@@ -212,13 +214,82 @@ def test_one_image_ahead_of_a_video(tmp_path: Path, clip: Path) -> None:
         assert daemon.process is not None
 
 
+def test_roots_bind_everybody_but_the_daemons_own_user_on_its_socket(tmp_path: Path) -> None:
+    clip = write_squares(tmp_path / "clip.mp4", 15)
+    with Daemon(tmp_path / "d") as daemon, daemon.client() as client:
+        job = client.wait(client.submit(clip)["id"], PATIENCE)
+        assert job["state"] == "done"
+        with pytest.raises(ClientError, match="no-such-file"):
+            client.submit(clip.with_name("none.mp4"))
+        with pytest.raises(ClientError, match="path-refused"):
+            client.submit("/dev/null")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    address = f"tcp://127.0.0.1:{port}"
+    daemon = Daemon(tmp_path / "t", f"api.address={address}")
+    daemon.address = address
+    with daemon, daemon.client() as client, pytest.raises(ClientError, match="path-refused"):
+        client.submit(clip)
+
+
+def test_the_same_content_submitted_twice_at_once_is_computed_once(tmp_path: Path) -> None:
+    clip = write_squares(tmp_path / "clip.mp4", 40)
+    copy = tmp_path / "copy.mp4"
+    copy.write_bytes(clip.read_bytes())
+    with (
+        Daemon(tmp_path / "d", 'stages.faults=["mesh:slow=0.05%1.0/1xalways"]') as daemon,
+        daemon.client() as client,
+    ):
+        first, second, third = client.submit(clip), client.submit(copy), client.submit(clip)
+        done = [client.wait(job["id"], PATIENCE) for job in (first, second, third)]
+        assert [job["state"] for job in done] == ["done"] * 3
+        assert [job["same_as"] for job in done] == [None, first["id"], first["id"]]
+        assert len({job["results"] for job in done}) == 1
+        anew = client.submit(copy, recompute=True)
+        assert client.wait(anew["id"], PATIENCE)["same_as"] is None
+        assert len(list(daemon.results.iterdir())) == 2
+
+
+def test_who_waits_for_the_same_content_computes_it_when_the_first_is_cancelled(tmp_path: Path) -> None:
+    clip = write_squares(tmp_path / "clip.mp4", 40)
+    with (
+        Daemon(tmp_path / "d", 'stages.faults=["mesh:slow=0.05%1.0/1xalways"]') as daemon,
+        daemon.client() as client,
+    ):
+        first, second = client.submit(clip), client.submit(clip)
+        until(
+            lambda: client.status(first["id"]).get("progress", {}).get("committed", 0) > 2, "frames of the first"
+        )
+        assert client.status(second["id"])["state"] == "queued"
+        client.cancel(first["id"])
+        job = client.wait(second["id"], PATIENCE)
+        assert (job["state"], job["same_as"]) == ("done", None)
+
+
+def test_a_store_that_is_damaged_meanwhile_is_named_and_ends_nothing(tmp_path: Path) -> None:
+    clip = write_squares(tmp_path / "clip.mp4", 15)
+    with Daemon(tmp_path / "d") as daemon, daemon.client() as client:
+        job = client.wait(client.submit(clip)["id"], PATIENCE)
+        assert daemon.process is not None
+        for path in (tmp_path / "d" / "state").glob("*.db*"):
+            with path.open("r+b") as file:
+                file.write(b"damaged " * (path.stat().st_size // 8))
+        until(lambda: any("store" in text for text in client.health()["problems"]), "the daemon to name it")
+        began = client.health()["uptime"]
+        until(lambda: client.health()["uptime"] > began + 2 * STATUS_EVERY, "lines of status")
+        assert daemon.process.poll() is None and "Traceback" not in daemon.story()
+        with pytest.raises(ClientError) as refused:
+            client.status(job["id"])
+        assert refused.value.name.startswith("store-")
+        assert daemon.stop() == 0
+
+
 def test_uploads_end_to_end(tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     clip = write_squares(elsewhere / "-rf clip\n.mp4", 15)
     with Daemon(tmp_path / "d") as daemon, daemon.client() as client:
-        with pytest.raises(ClientError, match="path-refused"):
-            client.submit(clip)
         sent: list[tuple[int, int]] = []
         upload = client.upload(clip, lambda done, size: sent.append((done, size)))
         assert sent[-1] == (clip.stat().st_size,) * 2
