@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from daemon.jobs import places, summary
 from daemon.jobs.finishing import Ahead, Exporter
+from daemon.jobs.inputs import hindrance
 from daemon.settings.loading import Loaded
 from daemon.telemetry import logs
 from stages.owner.jobs import Job, JobDone, JobEvent, JobFailed, JobOpened, JobOutcome, JobProgress, StageEvent
@@ -206,19 +207,16 @@ class Runner:
             place = future.result()
         except Interrupted:
             raise
-        except places.PlaceError as error:
-            self._close(VideoResult(video, video.name, error="cannot-resume", message=str(error)))
-            return
-        except SourceError as error:
-            self._close(VideoResult(video, video.name, error=error.name, message=str(error)))
+        except (places.PlaceError, SourceError) as error:
+            name = error.name if isinstance(error, SourceError) else "cannot-resume"
+            self._close(VideoResult(video, video.name, error=name, message=str(error)))
             return
         except OSError as error:
             self._close(VideoResult(video, video.name, error="folder-or-file-unusable", message=str(error)))
             return
         except Exception as error:  # noqa: BLE001  (one video's trouble must not be the others')
             self._log.error("defect", source=str(video), error=repr(error))
-            text = f"{type(error).__name__}: {error}: please report this"
-            self._close(VideoResult(video, video.name, error="internal", message=text))
+            self._close(VideoResult(video, video.name, error="internal", message=f"{error!r}: please report this"))
             return
         for note in place.notes:
             self._view.note(note)
@@ -311,20 +309,11 @@ class Runner:
                 continue
             seen.add(real)
             self._order.append(video)
-            message = f"{video}: no such file"
-            try:
-                os.stat(video)
-            except (FileNotFoundError, NotADirectoryError):
-                if video.is_symlink():
-                    message = f"{video} is a link to {os.readlink(video)}, which is not there"
-                error = "no-such-file"
-            except OSError as problem:  # links that lead in a circle, a folder that may not be entered, ...
-                error, message = "unreadable-file", f"{video} cannot be read: {problem.strerror}"
+            if refused := hindrance(video):
+                self._open += 1
+                self._close(VideoResult(video, video.name, error=refused[0], message=refused[1]))
             else:
                 found.append(video)
-                continue
-            self._open += 1
-            self._close(VideoResult(video, video.name, error=error, message=message))
         return found
 
     def _plan(self, video: Path) -> places.Place:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import itertools
 import os
 import secrets
@@ -16,9 +15,9 @@ from typing import Any
 import msgpack
 import zmq
 import zmq.asyncio
-import zmq.auth
 
 from daemon.client import messages
+from daemon.client.files import digest_of, load_keys
 from daemon.client.messages import ClientError, Page, closed, events_address
 from stages.records import FrameRecord, Header
 from stages.results.stream import decode_header
@@ -64,7 +63,7 @@ class AsyncClient:
         self.address = address
         self._events_address = events
         self._patience = patience
-        self._keys = _load_keys(key, server_key)
+        self._keys = load_keys(key, server_key)
         self._context = zmq.asyncio.Context()
         self._numbers = itertools.count(1)
         self._asked: dict[int, asyncio.Future[dict[str, Any]]] = {}
@@ -136,7 +135,7 @@ class AsyncClient:
         ``progress`` is told bytes sent and bytes in all.
         """
         file = Path(path)
-        size, digest = await asyncio.to_thread(_digest, file)
+        size, digest = await asyncio.to_thread(digest_of, file)
         chunk = int((await self.hello())["limits"]["chunk"])
         state = await self._ask("upload", name=file.name, size=size, sha256=digest)
         with file.open("rb") as stream:
@@ -429,24 +428,3 @@ def default_addresses() -> tuple[str, str]:
     settings = load().settings
     found = addresses(settings.api, state_folder(settings))
     return found.requests, found.events
-
-
-def _load_keys(key: str | Path | None, server_key: str | Path | None) -> tuple[bytes, bytes, bytes] | None:
-    if key is None and server_key is None:
-        return None
-    if key is None or server_key is None:
-        raise ValueError("a CURVE connection needs both key (the client's own) and server_key (the daemon's)")
-    public, secret = zmq.auth.load_certificate(Path(key).expanduser())
-    server, _ = zmq.auth.load_certificate(Path(server_key).expanduser())
-    if secret is None:
-        raise ValueError(f"{key} holds a public key only: name the .key_secret file")
-    return public, secret, server
-
-
-def _digest(path: Path) -> tuple[int, str]:
-    digest, size = hashlib.sha256(), 0
-    with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-            size += len(piece)
-    return size, digest.hexdigest()

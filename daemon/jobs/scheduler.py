@@ -411,8 +411,7 @@ class Scheduler:
             return None
 
     def _claim(self, running: Running, content: tuple[str, Any]) -> str | None:
-        """The job that computes the same content; without any, ``running`` does. Only in the reader's one thread, so
-        that of two jobs one is the first."""
+        """The job that computes the same content; without any, ``running`` does. Only in the reader's one thread."""
         for other in list(self._running.values()):
             if other is not running and other.content == content and not other.cancelled:
                 return other.job.id
