@@ -54,6 +54,15 @@ class PipelineLike(Protocol):
     def close(self) -> None: ...
 
 
+class Part(Protocol):
+    """What is started and stopped, and is not asked for anything."""
+
+    address: str
+
+    def start(self) -> None: ...
+    def stop(self) -> None: ...
+
+
 class PipelineFactory(Protocol):
     """Makes the pipeline; see `stages.owner.pipeline.Pipeline`."""
 
@@ -96,6 +105,7 @@ class Parts:
     pipeline: PipelineLike
     retention: Retention
     drop: Folder | None
+    gateway: Part | None
 
 
 def assemble(
@@ -148,9 +158,12 @@ def assemble(
     drop = _drop_folder(settings, store, results, loop.on_drop)
     if drop is not None:
         stack.callback(drop.stop)
+    gateway = _gateway(settings, server, metrics, state)
+    if gateway is not None:
+        stack.callback(gateway.stop)
     return Parts(
         state, mailbox, where, store, images, clock, uploads, home, scheduler, metrics, readers, server, pipeline,
-        retention, drop,
+        retention, drop, gateway,
     )  # fmt: skip
 
 
@@ -162,3 +175,11 @@ def _drop_folder(
     from daemon.drop import DropFolder
 
     return DropFolder(settings.drop, store, results=results, notify=tell)
+
+
+def _gateway(settings: Settings, server: Server, metrics: Metrics, state: Path) -> Part | None:
+    if not settings.http.address:
+        return None
+    from daemon.http.gateway import Gateway
+
+    return Gateway(settings.http, settings.api, server, metrics.registry, state, settings.stages.options)

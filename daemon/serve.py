@@ -112,6 +112,8 @@ class Service:
             self._parts.pipeline.start()
             self._parts.scheduler.start(self._parts.pipeline)
             self._parts.server.start()
+            if self._parts.gateway is not None:
+                self._parts.gateway.start()
             self._parts.retention.start()
             if self._parts.drop is not None:
                 self._parts.drop.start()
@@ -122,6 +124,8 @@ class Service:
             while not self._stop:
                 self._turn()
             self._notifier.stopping()
+            if self._parts.gateway is not None:
+                self._parts.gateway.stop()
             self.publish("daemon", {"state": "stopping"})
             self._log.info("stopping", jobs=self._parts.scheduler.running())
             if self._parts.drop is not None:
@@ -178,6 +182,7 @@ class Service:
             "drop": drop,
             "incidents": list(self._incidents),
             "api": {"requests": self._parts.where.requests, "events": self._parts.where.events},
+            "http": self._parts.gateway.address if self._parts.gateway is not None else None,
             **health.of_pipeline(self._parts.pipeline.status(), self._settings.stages, problems),
         }
 
@@ -256,7 +261,8 @@ class Service:
             self._parts.metrics.memory(memory)
             self._spills.look(status, memory["device"])
             self.publish("memory", memory)
-        if self._settings.metrics.address and self._is_due("metrics", METRICS_EVERY):
+        shown = self._settings.metrics.address or self._settings.http.address
+        if shown and self._is_due("metrics", METRICS_EVERY):
             problem = self._parts.scheduler.problem is not None
             self._parts.metrics.update(
                 self._parts.pipeline.status(),

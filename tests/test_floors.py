@@ -24,6 +24,7 @@ FLOORS = (
     ("daemon.jobs", "daemon.client", "daemon.doctor", "daemon.service"),
     ("daemon.exports", "daemon.telemetry", "daemon.retention", "daemon.drop", "daemon.run"),
     ("daemon.api",),
+    ("daemon.http",),
     ("daemon.cluster",),
     ("daemon.assembly",),
     ("daemon.serve",),
@@ -31,7 +32,7 @@ FLOORS = (
 )
 """From the ground up: a room may import rooms of lower floors only. ``daemon.telemetry.logs`` is how everybody speaks,
 and knows nobody; the rest of its room listens to the jobs."""
-MOST_LINES = 440
+MOST_LINES = 450
 
 
 def modules() -> Iterator[tuple[str, ast.Module]]:

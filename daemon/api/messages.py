@@ -244,6 +244,15 @@ def read_request(body: bytes, blob: bytes | None) -> Request:
         )
         hint = f"; did you mean {close[0]}?" if close else f"; there are {', '.join(OPERATIONS)}"
         raise ApiError("unknown-op", f"no operation {str(name)[:64]!r}{hint}")
+    return Request(number, read_operation(name, values, blob), blob or b"")
+
+
+def read_operation(name: str, values: Mapping[str, Any], blob: bytes | None, *, strict: bool = True) -> Operation:
+    """One operation of `OPERATIONS` with its arguments; where they are not ``strict``, numbers may be texts.
+
+    Raises:
+        ApiError: ``bad-request``.
+    """
     kind = OPERATIONS[name]
     if unknown := [str(key)[:64] for key in values if key not in _ADAPTERS[name]]:
         known = ", ".join(_ADAPTERS[name]) or "none"
@@ -257,11 +266,10 @@ def read_request(body: bytes, blob: bytes | None) -> Request:
     arguments = {}
     for field, value in values.items():
         try:
-            arguments[field] = _ADAPTERS[name][field].validate_python(value, strict=True)
+            arguments[field] = _ADAPTERS[name][field].validate_python(value, strict=strict)
         except ValidationError as error:
             raise ApiError("bad-request", f"{name}: {field}: {error.errors()[0]['msg']}") from error
-    operation = kind(**arguments)
-    return Request(number, operation, blob or b"")
+    return kind(**arguments)
 
 
 def _is_id(value: Any) -> bool:
@@ -322,7 +330,7 @@ def write_error(number: int | str | None, error: ApiError) -> list[bytes]:
 
 def write_event(values: Mapping[str, Any]) -> bytes:
     """The second part of an event; arrays stand inside the map."""
-    return bytes(msgpack.packb(_clean({"v": VERSION, **values}), default=_inside))
+    return bytes(msgpack.packb(_clean({"v": VERSION, **values}), default=inside))
 
 
 def _lift(value: Any, arrays: bytearray) -> Any:
@@ -349,6 +357,19 @@ def _clean(value: Any) -> Any:
     return _text(value) if isinstance(value, str) else value
 
 
+def plain(value: Any) -> Any:
+    """The same value as JSON has it: arrays as nested lists, numbers in them to a millionth."""
+    if isinstance(value, np.ndarray):
+        return (value.astype(np.float64).round(6) if value.dtype.kind == "f" else value).tolist()
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, bytes):
+        return value.hex()
+    return value if value is None or isinstance(value, bool | int | float) else _text(value)
+
+
 def _text(value: Any) -> Any:
     if isinstance(value, str):
         return value.encode("utf-8", "replace" if value.isascii() else "surrogateescape").decode(
@@ -359,7 +380,8 @@ def _text(value: Any) -> Any:
     return str(value)
 
 
-def _inside(value: Any) -> Any:
+def inside(value: Any) -> Any:
+    """msgpack's ``default`` for arrays that stand inside the map."""
     if isinstance(value, np.ndarray):
         little = np.ascontiguousarray(value, value.dtype.newbyteorder("<"))
         return {"dtype": little.dtype.str, "shape": list(value.shape), "data": little.tobytes()}

@@ -22,7 +22,6 @@ import zmq
 from daemon.api.messages import (
     ApiError,
     Operation,
-    Request,
     read_id,
     read_request,
     write_error,
@@ -42,6 +41,8 @@ MOST_REQUESTS = 64
 """Requests taken in one turn, so that events and deadlines have theirs."""
 
 Reply = tuple[Mapping[str, Any], bytes | None]
+Listener = Callable[[str, Mapping[str, Any]], None]
+"""Hears every event: its topic, and the map with ``daemon``, ``seq`` and ``time``. Must not wait."""
 
 
 @dataclass
@@ -72,8 +73,7 @@ class Handler(Protocol):
 @dataclass
 class _Pending:
     client: bytes
-    envelope: list[bytes]
-    number: int | str
+    answer: Callable[[Reply | ApiError], None]
     later: Later
     deadline: float
 
@@ -102,6 +102,7 @@ class Server:
         self._sequence = 0
         self._stopping = False
         self._log = logs.get("api")
+        self._listeners: list[Listener] = []
         self.moved = time.monotonic()
         """When the thread last finished a turn."""
         self._thread = threading.Thread(target=self._run, name="api", daemon=True)
@@ -135,6 +136,28 @@ class Server:
         """A job has changed: requests that wait for it are looked at. From any thread; never waits."""
         self._tell("touch", job)
 
+    # -- for other doors in this process: HTTP ------------------------------------------------------------
+
+    def ask(self, client: bytes, operation: Operation, blob: bytes = b"") -> Future[Reply]:
+        """Have an operation done for ``client``, whom no socket knows. From any thread; never waits.
+
+        The future's error is an `ApiError`. Who cancels it wants the answer no more.
+        """
+        future: Future[Reply] = Future()
+        if self._stopping:
+            future.set_exception(_stops())
+        else:
+            self._tell("ask", (client, operation, blob, future))
+        return future
+
+    def part(self, client: bytes) -> None:
+        """Nobody waits for answers to ``client`` any more: what was kept for it is let go. From any thread."""
+        self._tell("part", client)
+
+    def listen(self, heard: Listener) -> None:
+        """Hear every event, called in the server's thread. Before `start` only."""
+        self._listeners.append(heard)
+
     # -- the thread -----------------------------------------------------------------------------------------
 
     def _run(self) -> None:
@@ -162,8 +185,9 @@ class Server:
             except Exception:  # noqa: BLE001
                 self._log.exception("defect")  # one bad turn must not silence the daemon
             self.moved = time.monotonic()
+        self._take_inbox()
         for ticket in list(self._pending):
-            self._refuse(ticket, ApiError("busy", "the daemon stops: ask again when it is back"))
+            self._refuse(ticket, _stops())
         self._handler.close()
 
     def _hear(self) -> None:
@@ -177,6 +201,16 @@ class Server:
         envelope = [b""] if len(parts) > 1 and parts[0] == b"" else []
         parts = parts[len(envelope) :]
         number: int | str | None = None
+
+        def answer(made: Reply | ApiError) -> None:
+            found = write_error(number, made) if isinstance(made, ApiError) else write_reply(number, *made)
+            self._sockets.send(client, [*envelope, *found])
+
+        def answer_late(made: Reply | ApiError) -> None:
+            if (known := self._sockets.clients.get(client)) is not None:
+                known.waiting -= 1
+            answer(made)
+
         try:
             number = read_id(parts[0]) if parts else None
             self._sockets.admit(client)
@@ -185,16 +219,40 @@ class Server:
             request = read_request(parts[0], parts[1] if len(parts) == 2 else None)
             made = self._handler.handle(client, request.operation, request.blob, self._sockets.own)
             if isinstance(made, Later):
-                self._defer(client, envelope, request, made)
+                self._count_waiting(client, made)
+                self._defer(client, made, answer_late)
             else:
-                self._sockets.send(client, [*envelope, *write_reply(request.id, *made)])
+                answer(made)
         except ApiError as error:
-            self._sockets.send(client, [*envelope, *write_error(number, error)])
+            answer(error)
         except Exception as error:  # noqa: BLE001
             self._log.exception("defect", client=client.hex())
-            self._sockets.send(client, [*envelope, *write_error(number, _internal(error))])
+            answer(_internal(error))
 
-    def _defer(self, client: bytes, envelope: list[bytes], request: Request, later: Later) -> None:
+    def _serve_inside(self, client: bytes, operation: Operation, blob: bytes, future: Future[Reply]) -> None:
+        def answer(made: Reply | ApiError) -> None:
+            if not future.set_running_or_notify_cancel():
+                return
+            if isinstance(made, ApiError):
+                future.set_exception(made)
+            else:
+                future.set_result(made)
+
+        if future.cancelled():
+            return
+        try:
+            made = self._handler.handle(client, operation, blob)
+            if isinstance(made, Later):
+                self._defer(client, made, answer)
+            else:
+                answer(made)
+        except ApiError as error:
+            answer(error)
+        except Exception as error:  # noqa: BLE001
+            self._log.exception("defect", client=repr(client))
+            answer(_internal(error))
+
+    def _count_waiting(self, client: bytes, later: Later) -> None:
         known = self._sockets.clients[client]
         if known.waiting >= self._settings.max_waiting:
             later.dropped()
@@ -203,10 +261,11 @@ class Server:
                 f"{known.waiting} requests of this client wait already (api.max_waiting): wait for some first",
             )
         known.waiting += 1
+
+    def _defer(self, client: bytes, later: Later, answer: Callable[[Reply | ApiError], None]) -> None:
         self._tickets += 1
         ticket = self._tickets
-        pending = _Pending(client, envelope, request.id, later, time.monotonic() + later.timeout)
-        self._pending[ticket] = pending
+        self._pending[ticket] = _Pending(client, answer, later, time.monotonic() + later.timeout)
         if later.future is not None:
             later.future.add_done_callback(lambda _: self._tell("future", ticket))
         else:
@@ -223,26 +282,24 @@ class Server:
             self._refuse(ticket, _internal(error))
         else:
             if made is not None:
-                self._settle(ticket, write_reply(pending.number, *made))
+                self._settle(ticket, made)
             elif last:
                 self._refuse(ticket, ApiError("deadline-exceeded", "it was not done in time"))
 
     def _refuse(self, ticket: int, error: ApiError) -> None:
-        pending = self._pending[ticket]
-        pending.later.dropped()
-        self._settle(ticket, write_error(pending.number, error))
+        self._pending[ticket].later.dropped()
+        self._settle(ticket, error)
 
-    def _settle(self, ticket: int, reply: list[bytes]) -> None:
-        pending = self._pending.pop(ticket)
-        if (known := self._sockets.clients.get(pending.client)) is not None:
-            known.waiting -= 1
-        self._sockets.send(pending.client, [*pending.envelope, *reply])
+    def _settle(self, ticket: int, made: Reply | ApiError) -> None:
+        self._pending.pop(ticket).answer(made)
 
     def _forget_gone(self) -> None:
         """Nothing is done or kept for who has gone: who comes and goes would else leave more each time."""
         gone = {self._sockets.gone.pop() for _ in range(len(self._sockets.gone))} - self._sockets.clients.keys()
-        if not gone:
-            return
+        if gone:
+            self._forget(gone)
+
+    def _forget(self, gone: set[bytes]) -> None:
         for ticket, pending in list(self._pending.items()):
             if pending.client in gone:
                 del self._pending[ticket]
@@ -272,6 +329,10 @@ class Server:
                 touched.add(what)
             elif kind == "future" and what in self._pending:
                 self._try(what)
+            elif kind == "ask":
+                self._serve_inside(*what)
+            elif kind == "part":
+                self._forget({what})
         if not touched:
             return
         for ticket, pending in list(self._pending.items()):
@@ -284,6 +345,8 @@ class Server:
     def _emit(self, topic: str, values: Mapping[str, Any]) -> None:
         self._sequence += 1
         stamped = {"daemon": self.instance, "seq": self._sequence, "time": time.time(), **values}
+        for heard in self._listeners:
+            heard(topic, stamped)
         with contextlib.suppress(zmq.Again):
             self._sockets.events.send_multipart(
                 [topic.encode("ascii", "replace"), write_event(stamped)], zmq.NOBLOCK
@@ -307,3 +370,7 @@ class Server:
 
 def _internal(error: Exception) -> ApiError:
     return ApiError("internal", f"a defect of the daemon ({type(error).__name__}); its log has the trace")
+
+
+def _stops() -> ApiError:
+    return ApiError("busy", "the daemon stops: ask again when it is back")

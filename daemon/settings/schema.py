@@ -93,6 +93,22 @@ class MetricsSettings:
 
 
 @dataclass(frozen=True)
+class HttpSettings:
+    """The HTTP gateway of `poseward serve` and its pages; docs/http.md describes it."""
+
+    address: str = ""
+    """HOST:PORT, such as 127.0.0.1:8787; empty: no gateway."""
+    token: str = ""
+    """File with the bearer token that is demanded of everybody; without one, only loopback is served."""
+    origins: tuple[str, ...] = ()
+    """Origins of other sites' pages that may ask (CORS), such as https://app.example.org."""
+    hosts: tuple[str, ...] = ()
+    """Further names by which the gateway is called; localhost and addresses in numbers are known."""
+    max_clients: int = 64
+    """Requests that may be answered at a time."""
+
+
+@dataclass(frozen=True)
 class RetentionSettings:
     """What `poseward serve` removes by itself, and when. The defaults keep everything."""
 
@@ -145,5 +161,6 @@ class Settings:
     drop: DropSettings = field(default_factory=DropSettings)
     api: ApiSettings = field(default_factory=ApiSettings)
     metrics: MetricsSettings = field(default_factory=MetricsSettings)
+    http: HttpSettings = field(default_factory=HttpSettings)
     retention: RetentionSettings = field(default_factory=RetentionSettings)
     cluster: ClusterSettings = field(default_factory=ClusterSettings)

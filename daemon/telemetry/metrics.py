@@ -335,15 +335,15 @@ class Endpoint:
         self._server.server_close()
 
 
-def split(address: str) -> tuple[str, int]:
-    """Host and port of ``metrics.address``.
+def split(address: str, key: str = "metrics.address", like: str = "127.0.0.1:9464") -> tuple[str, int]:
+    """Host and port of ``metrics.address``, or of another ``key``.
 
     Raises:
         ConfigError: it is not HOST:PORT.
     """
     match = re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[^:\[\]/\s]+):(\d{1,5})", address)
     if match is None or int(match[2]) > 65535:
-        raise ConfigError(f"metrics.address = {address!r}: write HOST:PORT, such as 127.0.0.1:9464")
+        raise ConfigError(f"{key} = {address!r}: write HOST:PORT, such as {like}")
     return match[1].strip("[]"), int(match[2])
 
 
