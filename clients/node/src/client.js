@@ -1,6 +1,6 @@
 // The operations of docs/protocol.md. All durations here are milliseconds; the protocol's are seconds.
 import { createHash, randomBytes, randomUUID } from "node:crypto";
-import { open, readFile, rename, rm } from "node:fs/promises";
+import { open, readFile, rename, rm, stat } from "node:fs/promises";
 import { homedir } from "node:os";
 import { basename, dirname, join, resolve } from "node:path";
 
@@ -10,15 +10,37 @@ import { Link } from "./link.js";
 
 const LONG = 10_000; // of one `wait` or `frames` request
 const OFTEN = 1_000; // of one whose progress is shown: phases change without a frame
+const LEAST = 100; // between two requests of a stream that has nothing new, whatever `wait` says
 const LONGEST = 600_000; // that the daemon waits, whatever it is asked
 const SMALL = 1 << 20; // bytes that no daemon refuses as a message
 const STUCK = 8; // chunks on end after which an upload has not come further
+const WANTED = ["path", "upload", "name", "key", "priority", "exports", "recompute", "stream"];
 const FINAL = new Set(["done", "failed", "cancelled"]);
 
 /** Where a daemon of this user answers, unless it is configured otherwise. */
 export function defaultAddress() {
   const state = process.env.XDG_STATE_HOME || join(homedir(), ".local", "state");
   return `ipc://${join(state, "poseward", "api.sock")}`;
+}
+
+/** An argument that must be there, by its name: no error of JavaScript's own says which it was. */
+function needed(call, name, value) {
+  if (value === undefined || value === null || value === "") {
+    throw new PosewardError("bad-request", `${call}: ${name} is missing`);
+  }
+  return value;
+}
+
+/** An object of arguments of which all are known. */
+function checked(call, values, known) {
+  if (values === null || typeof values !== "object") {
+    throw new PosewardError("bad-request", `${call} takes an object with ${known.join(", ")}`);
+  }
+  const strange = Object.keys(values).filter((key) => !known.includes(key));
+  if (strange.length) {
+    throw new PosewardError("bad-request", `${call}: unknown ${strange.join(", ")}; known are ${known.join(", ")}`);
+  }
+  return values;
 }
 
 export class Client {
@@ -48,14 +70,20 @@ export class Client {
     return this.#ask("hello", {}, options);
   }
 
-  async submit({ path, upload, name, key, priority, exports: wanted, recompute, stream }, options) {
+  async submit(asked, options) {
+    const { path, upload, name, key, priority, exports: wanted, recompute, stream } = checked("submit", asked, WANTED);
     // A key of its own makes a repeated request the same job, also where the caller does not care.
     const values = { path, upload, name, key: key ?? `auto-${randomUUID()}`, priority, exports: wanted, stream };
     const { job, new: fresh } = await this.#ask("submit", { ...values, recompute: recompute || undefined }, options);
     return { ...job, new: fresh };
   }
 
-  async upload(file, { onProgress = () => {}, name = basename(file), ...options } = {}) {
+  async upload(file, { onProgress = () => {}, name, ...options } = {}) {
+    // Opening a pipe would wait for whoever writes into it, and nobody could end that.
+    if (!(await stat(needed("upload", "file", file))).isFile()) {
+      throw new PosewardError("bad-request", `upload: ${file} is no file`);
+    }
+    name ??= basename(file);
     const handle = await open(file);
     try {
       const { size, sha256 } = await digest(handle, options.signal);
@@ -89,6 +117,7 @@ export class Client {
   }
 
   async submitFile(file, { onProgress, signal, patience, ...wanted } = {}) {
+    checked("submitFile", wanted, WANTED);
     const upload = await this.upload(file, { onProgress, signal, patience });
     return this.submit({ ...wanted, upload }, { signal, patience });
   }
@@ -132,9 +161,11 @@ export class Client {
     return this.#ask("frames", { job, start, count, vertices, timeout: wait / 1000 }, { ...options, wait });
   }
 
-  async *frames(job, { start = 0, vertices, ...options } = {}) {
+  async *frames(job, { start = 0, vertices, wait = LONG, ...options } = {}) {
+    needed("frames", "job", job);
     for (;;) {
-      const { records, next, end, state } = await this.page(job, { start, vertices, ...options });
+      const asked = { start, vertices, wait: Math.max(wait, LEAST), ...options };
+      const { records, next, end, state } = await this.page(job, asked);
       yield* records;
       start = next;
       if (end && state === "done") return;
@@ -148,16 +179,20 @@ export class Client {
     return this.#ask("subject", values, { ...options, wait });
   }
 
-  async *subject(job, { who, start = 0, vertices, ...options } = {}) {
+  async *subject(job, { who, start = 0, vertices, wait = LONG, ...options } = {}) {
+    needed("subject", "job", job);
     for (let end = false; !end; ) {
-      const page = await this.subjectPage(job, { who, start, vertices, ...options });
+      const asked = { who, start, vertices, wait: Math.max(wait, LEAST), ...options };
+      const page = await this.subjectPage(job, asked);
       yield* page.records;
       ({ next: start, end } = page);
     }
   }
 
   async download(job, name, target, { onProgress = () => {}, ...options } = {}) {
-    const beside = join(dirname(target), `.${basename(target)}.${randomBytes(4).toString("hex")}.part`);
+    needed("download", "target", target);
+    // A name of its own: with the target's in it, it might be longer than the file system allows.
+    const beside = join(dirname(target), `.poseward-${randomBytes(8).toString("hex")}.part`);
     const handle = await open(beside, "wx");
     try {
       for (let offset = 0, total; total === undefined || offset < total; ) {
@@ -185,6 +220,7 @@ export class Client {
   }
 
   async image(image, { vertices, timeout = 60_000, ...options } = {}) {
+    needed("image", "image", image);
     const blob = typeof image === "string" || image instanceof URL ? await readFile(image) : image;
     if (blob.byteLength > SMALL) {
       const { max_message: most } = (await this.hello(options)).limits;

@@ -1,5 +1,6 @@
 // What calls do that are more than one request: streams, waiting, uploads, downloads, events.
 import assert from "node:assert/strict";
+import { execFileSync } from "node:child_process";
 import { createHash } from "node:crypto";
 import { mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
@@ -329,4 +330,52 @@ test("without an address it is this user's daemon", () => {
   delete process.env.XDG_STATE_HOME;
   assert.match(defaultAddress(), /^ipc:\/\/.*\/\.local\/state\/poseward\/api\.sock$/);
   if (before !== undefined) process.env.XDG_STATE_HOME = before;
+});
+
+test("a stream that is not to wait asks ten times a second at most", async () => {
+  let left = 4;
+  const answer = (asked, reply) => {
+    const end = --left < 0;
+    return reply({ header: null, records: [], next: 0, end, state: end ? "done" : "running" });
+  };
+  await together(answer, async (client, daemon) => {
+    for await (const record of client.frames("j", { wait: 0 })) assert.fail(String(record));
+    assert.deepEqual([...new Set(daemon.heard.map((one) => one.timeout))], [0.1]);
+  });
+});
+
+test("what is no file is not uploaded, and nobody waits for it", async (t) => {
+  const pipe = join(await folder(t), "pipe");
+  execFileSync("mkfifo", [pipe]);
+  await together(
+    () => assert.fail("nothing is asked"),
+    async (client) => {
+      await assert.rejects(client.upload(pipe), named("bad-request", /pipe is no file/));
+      await assert.rejects(client.upload(tmpdir()), named("bad-request", /is no file/));
+    },
+  );
+});
+
+test("a file with the longest possible name is fetched", async (t) => {
+  const target = join(await folder(t), "n".repeat(255));
+  const answer = (asked, reply) => reply({ total: 3, offset: 0 }, Buffer.from("abc"));
+  await together(answer, async (client) => {
+    await client.download("j", "overlay.mp4", target);
+    assert.equal(await readFile(target, "utf8"), "abc");
+  });
+});
+
+test("arguments that are missing or unknown are named", async () => {
+  await together(
+    () => assert.fail("nothing is asked"),
+    async (client) => {
+      await assert.rejects(client.submit(), named("bad-request", /submit takes an object with path/));
+      await assert.rejects(client.submit({ path: "/v", prioritty: 3 }), named("bad-request", /unknown prioritty/));
+      await assert.rejects(client.submitFile("/v", { nmae: "x" }), named("bad-request", /unknown nmae/));
+      await assert.rejects(client.upload(), named("bad-request", /file is missing/));
+      await assert.rejects(client.download("j", "overlay.mp4"), named("bad-request", /target is missing/));
+      await assert.rejects(client.image(), named("bad-request", /image is missing/));
+      await assert.rejects(client.frames().next(), named("bad-request", /job is missing/));
+    },
+  );
 });
