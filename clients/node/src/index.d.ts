@@ -262,6 +262,8 @@ export interface Health extends Hello {
   jobs: Job[];
   memory: { total: number; available: number; device: DeviceMemory[] };
   api: { requests: string; events: string };
+  /** Where it answers HTTP, if it does: `http://HOST:PORT/`. */
+  http: string | null;
   /** The drop folder, where there is one. */
   drop: {
     folder: string;

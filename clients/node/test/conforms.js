@@ -72,6 +72,9 @@ function ofType(value, type, at) {
       return ofMembers(value, type.members, at);
     case K.ArrayType:
       return Array.isArray(value) ? value.flatMap((item, index) => ofType(item, type.elementType, `${at}[${index}]`)) : told();
+    case K.TupleType:
+      if (!Array.isArray(value) || value.length !== type.elements.length) return told();
+      return type.elements.flatMap((element, index) => ofType(value[index], element, `${at}[${index}]`));
     case K.UnionType: {
       const each = type.types.map((one) => ofType(value, one, at));
       if (each.some((wrong) => wrong.length === 0)) return [];
