@@ -167,7 +167,7 @@ test("with keys, over TCP", async (t) => {
     return Promise.race([first.then(() => true), new Promise((go) => setTimeout(go, 200))]);
   }, "an event");
   assert.equal((await first).value[0], "daemon");
-  const stranger = daemon.client({ curve: { ...other, serverKey: server.publicKey }, patience: 2000 });
+  const stranger = daemon.client({ curve: { ...other, serverKey: server.publicKey }, patience: 5000 });
   await assert.rejects(stranger.hello(), (error) => code("timeout")(error) && /api\.allow\?$/.test(error.message));
   await stranger.close();
 });
